@@ -1,0 +1,262 @@
+"""What one stage hands to the next: a directory that is whole, unchanged, and says where it comes from.
+
+An artifact's directory is named `<kind>-<first 12 hex digits of its content id>`. It holds the files that the ecosystem
+already knows (a PEFT adapter, a HF checkpoint), `artifact.json`, and `evidence/`. It is filled under a temporary name,
+flushed, and renamed, so half an artifact can never be read. The content id covers the payload alone: evidence is
+append-only and a later parity check does not rename a version.
+
+    with draft(run.artifacts) as work:
+        model.save_pretrained(work)
+        artifact = seal(work, Manifest(kind="adapter", ...))
+
+    artifact = open_artifact(path, kind="adapter")   # every byte checked
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tuneship.core.errors import ArtifactError
+from tuneship.core.files import sha256_file, sha256_listing, sync_tree, write_atomic
+
+SCHEMA = 1
+MANIFEST = "artifact.json"
+EVIDENCE = "evidence"
+
+Kind = Literal["adapter", "merged", "base-nf4"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileRecord(_Record):
+    """One payload file."""
+
+    size: int
+    sha256: str
+
+
+class Base(_Record):
+    """The model that was trained on top of. `weights_sha256` is over the sorted weight files' own hashes."""
+
+    id: str
+    revision: str
+    weights_sha256: str
+    architecture: str
+
+
+class QuantizationRecord(_Record):
+    """How the frozen base was quantized while training."""
+
+    method: str
+    double: bool
+    compute_dtype: str
+
+
+class LoraRecord(_Record):
+    """The adapter's shape; `scaling` is what every module's delta is multiplied with."""
+
+    rank: int
+    alpha: float
+    scaling: float
+    rslora: bool
+    target_modules: tuple[str, ...]
+    effective_scaling_by_pattern: dict[str, float] = {}
+
+
+class TemplateRecord(_Record):
+    """The chat template that training rendered with. `source` is `model` or `recipe`."""
+
+    text: str
+    sha256: str
+    source: str
+
+
+class DataRecord(_Record):
+    """What it was trained on; `tokens` and `loss_tokens` count one epoch."""
+
+    train_sha256: str
+    heldout_sha256: str
+    rows: int
+    tokens: int
+    loss_tokens: int
+
+
+class Manifest(_Record):
+    """`artifact.json`. `seal` fills in `content_id`, `created_at` and `files`."""
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    kind: Kind
+    content_id: str = ""
+    input_id: str
+    created_at: str = ""
+    name: str = ""
+    """The recipe's name: the default alias under which this is served."""
+    parents: tuple[str, ...] = ()
+    base: Base
+    quantization: QuantizationRecord
+    lora: LoraRecord | None = None
+    template: TemplateRecord
+    end_token_ids: tuple[int, ...]
+    tokenizer_sha256: str
+    data: DataRecord | None = None
+    recipe_digest: str = ""
+    seeds: dict[str, int] = {}
+    versions: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    files: dict[str, FileRecord] = {}
+
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class Artifact(NamedTuple):
+    """A checked artifact on disk."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def id12(self) -> str:
+        """The first 12 hex digits of the content id: how the directory and the served version are named."""
+        return self.manifest.content_id[:12]
+
+    @property
+    def version(self) -> str:
+        """The immutable served name, such as `invoice-json@3fa9c1d20b77`."""
+        return f"{self.manifest.name or self.manifest.kind}@{self.id12}"
+
+    @property
+    def evidence(self) -> Path:
+        """Where parity results and reference log-probabilities lie."""
+        return self.path / EVIDENCE
+
+
+@contextmanager
+def draft(folder: Path) -> Iterator[Path]:
+    """A temporary directory in `folder` to fill and `seal`; gone if it was not sealed, also on Ctrl-C."""
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=folder, prefix=".draft-"))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def seal(work: Path, manifest: Manifest) -> Artifact:
+    """Hash what lies in `work`, write its manifest, flush it, and rename it to its final name beside `work`."""
+    files = hash_payload(work)
+    identity = content_id(files)
+    done = manifest.model_copy(
+        update={"content_id": identity, "files": files, "created_at": datetime.now(UTC).isoformat(timespec="seconds")}
+    )
+    write_atomic(work / MANIFEST, done.model_dump_json(indent=1, by_alias=True))
+    work.chmod(0o755)
+    sync_tree(work)
+    final = work.parent / f"{manifest.kind}-{identity[:12]}"
+    if not final.exists():
+        os.rename(work, final)  # noqa: PTH104 - the one rename that makes it real
+    return Artifact(final, done)
+
+
+def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) -> Artifact:
+    """Read the artifact at `path` and, unless `verify` is off, check every byte of its payload.
+
+    Raises:
+        ArtifactError: no artifact, one of a newer schema, of another kind, or changed since it was written; names
+            the file.
+
+    """
+    manifest = read_manifest(path)
+    if kind and manifest.kind != kind:
+        raise ArtifactError(f"{path} is of kind {manifest.kind!r}, not {kind!r}")
+    if verify:
+        _verify_payload(path, manifest)
+    return Artifact(path, manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """`artifact.json` of the artifact at `path`, its payload unread."""
+    file = path / MANIFEST
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError:
+        raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}") from None
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise ArtifactError(f"{file} cannot be read: {error.errors()[0]['msg']}") from None
+    if manifest.schema_ > SCHEMA:
+        raise ArtifactError(
+            f"{file} has schema {manifest.schema_}; this tuneship reads up to {SCHEMA}", hint="upgrade tuneship"
+        )
+    return manifest
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether `path` claims to be an artifact."""
+    return (path / MANIFEST).is_file()
+
+
+def check_base(artifact: Artifact, weights_sha256: str, base_id: str) -> None:
+    """Refuse an artifact that was made for another base."""
+    wanted = artifact.manifest.base
+    if wanted.weights_sha256 != weights_sha256:
+        raise ArtifactError(
+            f"{artifact.path.name} was trained on {wanted.id} (weights {wanted.weights_sha256[:12]}), "
+            f"not on {base_id} (weights {weights_sha256[:12]})",
+            hint=f"use the base {wanted.id} at revision {wanted.revision}",
+        )
+
+
+def add_evidence(artifact: Artifact, stem: str, text: str) -> Path:
+    """Append `evidence/<stem>-<n>.json`; nothing that is there is replaced."""
+    artifact.evidence.mkdir(exist_ok=True)
+    number = 1 + len(list(artifact.evidence.glob(f"{stem}-*.json")))
+    path = artifact.evidence / f"{stem}-{number}.json"
+    write_atomic(path, text)
+    return path
+
+
+def hash_payload(folder: Path) -> dict[str, FileRecord]:
+    """{path relative to `folder`: its record} of every payload file."""
+    return {name: FileRecord(size=path.stat().st_size, sha256=sha256_file(path)) for name, path in _payload(folder)}
+
+
+def content_id(files: dict[str, FileRecord]) -> str:
+    """Hex SHA-256 over the sorted (path, size, sha256) of the payload."""
+    return sha256_listing((name, record.size, record.sha256) for name, record in files.items())
+
+
+def _payload(folder: Path) -> Iterable[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != MANIFEST and not name.startswith(f"{EVIDENCE}/"):
+            yield name, path
+
+
+def _verify_payload(path: Path, manifest: Manifest) -> None:
+    here = dict(_payload(path))
+    fix = f"train or merge again, or restore {path.name} from a copy"
+    for name, record in manifest.files.items():
+        if name not in here:
+            raise ArtifactError(f"{path}: {name} is missing", hint=fix)
+        size = here[name].stat().st_size
+        if size != record.size:
+            raise ArtifactError(f"{path}: {name} has {size} bytes, not {record.size}: truncated or replaced", hint=fix)
+        if sha256_file(here[name]) != record.sha256:
+            raise ArtifactError(f"{path}: {name} was changed after it was written", hint=fix)
+    for name in here.keys() - manifest.files.keys():
+        raise ArtifactError(f"{path}: {name} does not belong to it", hint="remove it")
+    if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):
+        raise ArtifactError(f"{path}: {MANIFEST} does not fit its content id", hint=fix)

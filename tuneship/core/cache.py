@@ -1,0 +1,35 @@
+"""`$TUNESHIP_CACHE` (default `~/.cache/tuneship`): converted models, and hashes of large files."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from tuneship.core.files import sha256_file, sha256_text, write_atomic
+
+
+def cache_dir() -> Path:
+    """The cache's root, made if missing."""
+    fallback = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tuneship"
+    root = Path(os.environ.get("TUNESHIP_CACHE") or fallback)
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def memo_sha256(path: Path) -> str:
+    """Hex SHA-256 of a large file, remembered until its size or modification time changes."""
+    status = path.stat()
+    key = {"path": str(path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+    folder = cache_dir() / "hashes"
+    folder.mkdir(exist_ok=True)
+    memo = folder / sha256_text(str(path))[:32]
+    try:
+        known = json.loads(memo.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        known = {}
+    if all(known.get(name) == value for name, value in key.items()):
+        return str(known["sha256"])
+    digest = sha256_file(path)
+    write_atomic(memo, json.dumps({**key, "sha256": digest}))
+    return digest

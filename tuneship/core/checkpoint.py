@@ -1,0 +1,77 @@
+"""Facts about a HF checkpoint folder that need no torch: which weights, tokenizer, template, architecture."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tuneship.core.artifact import Base
+from tuneship.core.cache import memo_sha256
+from tuneship.core.errors import ArtifactError
+from tuneship.core.files import sha256_listing
+
+_WEIGHTS = ("*.safetensors",)
+_TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+_HUB_BLOB = re.compile(r"^[0-9a-f]{64}$")
+
+
+def identify(path: Path, model_id: str, revision: str) -> Base:
+    """Which base this folder is.
+
+    Raises:
+        ArtifactError: no `config.json`, or no safetensors weights.
+
+    """
+    architectures = read_config(path).get("architectures") or ["unknown"]
+    return Base(id=model_id, revision=revision, weights_sha256=weights_sha256(path), architecture=architectures[0])
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """`config.json` of the checkpoint at `path`."""
+    try:
+        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except OSError:
+        raise ArtifactError(f"{path} is not a model: it has no config.json") from None
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path / 'config.json'} cannot be read: {error}") from None
+    return config
+
+
+def weights_sha256(path: Path) -> str:
+    """Hex SHA-256 over the (name, size, sha256) of the weight files."""
+    files = [file for pattern in _WEIGHTS for file in path.glob(pattern)]
+    if not files:
+        raise ArtifactError(f"{path} has no *.safetensors weights", hint="convert pickled weights first")
+    return sha256_listing(_listed(file) for file in files)
+
+
+def tokenizer_sha256(path: Path) -> str:
+    """Hex SHA-256 over the files that decide which ids a text becomes."""
+    files = [path / name for name in _TOKENIZER if (path / name).is_file()]
+    if not files:
+        raise ArtifactError(f"{path} has no tokenizer")
+    return sha256_listing(_listed(file) for file in files)
+
+
+def chat_template(path: Path) -> str:
+    """The checkpoint's chat template; empty when it has none."""
+    file = path / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    try:
+        config = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return ""
+    template = config.get("chat_template") or ""
+    if isinstance(template, list):  # named templates: [{"name": "default", "template": ...}]
+        template = next((entry["template"] for entry in template if entry["name"] == "default"), "")
+    return str(template)
+
+
+def _listed(file: Path) -> tuple[str, int, str]:
+    target = file.resolve()
+    # The hub cache names large files by their SHA-256: reading them again would tell us nothing.
+    known = target.name if file.is_symlink() and _HUB_BLOB.match(target.name) else memo_sha256(target)
+    return file.name, target.stat().st_size, known

@@ -1,0 +1,76 @@
+"""What a running server is, as a file: `endpoint.json`, written by `tuneship serve` once it answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tuneship.core.errors import EndpointError
+from tuneship.core.files import write_atomic
+
+SCHEMA = 1
+VERSION_HEADER = "x-tuneship-version"
+
+
+class ServedModel(BaseModel):
+    """One name that clients may send as `model`. `version` is the immutable name behind it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    artifact_id: str
+    base_id: str
+
+
+class EngineInfo(BaseModel):
+    """The inference engine behind the door."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = "sglang"
+    version: str
+    flags: list[str]
+
+
+class Endpoint(BaseModel):
+    """A server that can be benched with nothing but this (or just its URL, for anybody else's)."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    url: str
+    """Without `/v1`, e.g. `http://127.0.0.1:30000`."""
+    kind: Literal["engine", "door"] = "door"
+    key_env: str = ""
+    mode: Literal["merged", "adapters", "base"]
+    pid: int
+    started_at: str
+    engine: EngineInfo
+    models: list[ServedModel]
+    extra: dict[str, Any] = {}
+
+
+def write_endpoint(endpoint: Endpoint, path: Path) -> None:
+    """Publish a running server."""
+    write_atomic(path, endpoint.model_dump_json(indent=1, by_alias=True))
+
+
+def read_endpoint(path: Path) -> Endpoint:
+    """The server that `path` describes.
+
+    Raises:
+        EndpointError: no such file, or not one of ours.
+
+    """
+    try:
+        endpoint = Endpoint.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise EndpointError(f"no endpoint at {path}", hint="is `tuneship serve` running?") from None
+    except ValidationError as error:
+        raise EndpointError(f"{path} cannot be read: {error.errors()[0]['msg']}") from None
+    if endpoint.schema_ > SCHEMA:
+        raise EndpointError(f"{path} has schema {endpoint.schema_}; this tuneship reads up to {SCHEMA}")
+    return endpoint

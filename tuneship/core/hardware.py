@@ -1,0 +1,96 @@
+"""What this machine is: GPUs through NVML (no torch, no CUDA context), processor, memory, library versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pynvml
+
+TRACKED = ("tuneship", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sglang")
+
+
+class Gpu(NamedTuple):
+    """One CUDA device."""
+
+    name: str
+    memory_bytes: int
+    capability: tuple[int, int]
+
+
+class Hardware(NamedTuple):
+    """One machine."""
+
+    gpus: tuple[Gpu, ...]
+    driver: str
+    cpu: str
+    cores: int
+    memory_bytes: int
+
+    @property
+    def gpu(self) -> str:
+        """The GPUs in one line, `none` without one."""
+        names = sorted({gpu.name for gpu in self.gpus})
+        return ", ".join(f"{sum(g.name == n for g in self.gpus)} x {n}" for n in names) or "none"
+
+    def as_record(self) -> dict[str, str | int]:
+        """For manifests and reports."""
+        return {
+            "gpu": self.gpu,
+            "driver": self.driver,
+            "cpu": self.cpu,
+            "cores": self.cores,
+            "memory_bytes": self.memory_bytes,
+        }
+
+
+@cache
+def detect() -> Hardware:
+    """Look at this machine once."""
+    gpus, driver = _gpus()
+    return Hardware(gpus, driver, _cpu_name(), len(os.sched_getaffinity(0)), psutil.virtual_memory().total)
+
+
+def versions(packages: tuple[str, ...] = TRACKED) -> dict[str, str]:
+    """Installed versions of the libraries that decide a result, Python's with them."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _gpus() -> tuple[tuple[Gpu, ...], str]:
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return (), ""
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        gpus = tuple(
+            Gpu(
+                name=pynvml.nvmlDeviceGetName(handle),
+                memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+                capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
+            )
+            for handle in handles
+        )
+        return gpus, str(pynvml.nvmlSystemGetDriverVersion())
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

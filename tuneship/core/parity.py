@@ -1,0 +1,74 @@
+"""The evidence of parity, as files: reference log-probabilities per held-out row, and the verdicts made from them.
+
+Training writes the reference (base and trained), merging adds the merged model's, `verify` replays it against a server.
+The measuring itself is `tuneship.train.parity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tuneship.core.files import write_atomic
+
+SCHEMA = 1
+REFERENCE_FILE = "reference.jsonl"
+
+
+class ReferenceRow(BaseModel):
+    """One held-out row, teacher-forced. All lists run over the same T tokens.
+
+    Log-probabilities are natural, of token t given the tokens before it; the first token's is 0.0.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    input_ids: list[int]
+    loss_mask: list[int]
+    """1 where the token carries loss (the assistant's, end of turn included), else 0."""
+    dtype: str
+    base: list[float]
+    """Under the (quantized) base, adapter off."""
+    trained: list[float]
+    merged: list[float] | None = None
+
+
+class Parity(BaseModel):
+    """`evidence/parity-<n>.json`: does `candidate` still say what `reference` says? Per answer token, in nats."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    reference: str
+    candidate: str
+    rows: int
+    tokens: int
+    nll_base: float
+    nll_reference: float
+    nll: float
+    kl_mean: float
+    """Mean over answer tokens of KL(reference || candidate), from full next-token distributions."""
+    kl_p99: float
+    limit: float
+    passed: bool
+    forced: bool = False
+
+    @property
+    def nll_increase(self) -> float:
+        """Nats per token that the candidate is worse; negative when it is better."""
+        return self.nll - self.nll_reference
+
+
+def write_reference(folder: Path, rows: Iterable[ReferenceRow]) -> None:
+    """Write `reference.jsonl` into `folder`."""
+    folder.mkdir(exist_ok=True)
+    write_atomic(folder / REFERENCE_FILE, "".join(row.model_dump_json() + "\n" for row in rows))
+
+
+def read_reference(folder: Path) -> Iterator[ReferenceRow]:
+    """The rows of `reference.jsonl` in `folder`."""
+    with (folder / REFERENCE_FILE).open(encoding="utf-8") as file:
+        for line in file:
+            yield ReferenceRow.model_validate_json(line)

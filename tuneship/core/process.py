@@ -1,0 +1,97 @@
+"""Child processes that end when we do: started in a session of their own, stopped as a whole tree."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    stdout: int | IO[bytes] | None = None,
+    on_parent_death: signal.Signals = signal.SIGTERM,
+) -> subprocess.Popen[bytes]:
+    """Start `argv` with stderr joined to `stdout`, in its own session, so that a terminal's Ctrl-C reaches only us.
+
+    The kernel sends it `on_parent_death` when the thread that called this ends: call it from the main thread.
+    """
+    return subprocess.Popen(
+        argv,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=_die_with_parent(on_parent_death, os.getpid()),  # noqa: PLW1509 - runs two system calls, no locks
+    )
+
+
+def stop_tree(process: subprocess.Popen[bytes], grace_s: float) -> None:
+    """Send SIGTERM to `process`, give it `grace_s` seconds, then end whatever is left of its tree."""
+    family = descendants(process.pid)
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+    kill_all({*family, *descendants(process.pid)})
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """The processes below `pid`; empty when it is gone."""
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def kill_all(processes: set[psutil.Process]) -> None:
+    """SIGKILL every one that still runs (psutil compares start times, so a reused pid is safe)."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(list(processes), timeout=5)
+
+
+def describe_exit(returncode: int) -> str:
+    """`exit code 1`, or the signal's name with what usually sends it."""
+    if returncode >= 0:
+        return f"exit code {returncode}"
+    name = signal.Signals(-returncode).name
+    return f"{name} (the kernel ends processes so when memory runs out)" if name == "SIGKILL" else name
+
+
+def tail(path: Path, lines: int = 20) -> str:
+    """The last lines of a log; empty when there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64 * 1024))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def _die_with_parent(sig: signal.Signals, parent: int) -> Callable[[], None]:
+    def in_child() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, sig)
+        if os.getppid() != parent:  # the parent died before the call above
+            os.kill(os.getpid(), sig)
+
+    return in_child

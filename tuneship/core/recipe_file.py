@@ -1,0 +1,185 @@
+"""Recipes on disk: read TOML, apply dotted overrides, say precisely what is wrong, write the resolved copy."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from tuneship.core.errors import DataError, RecipeError
+from tuneship.core.files import sha256_text, write_atomic
+from tuneship.core.recipe import BUNDLED_PREFIX, Recipe
+
+_NOT_A_KEY = {"value_error", "missing", "extra_forbidden"}
+
+
+def load(path: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """Read the recipe at `path`, with `{"lora.rank": "8"}`-like overrides, its paths made absolute.
+
+    Raises:
+        RecipeError: not there, not TOML, an unknown key, a wrong or a not yet supported value; names file, key and
+            reason, and the nearest valid key.
+
+    """
+    tree = _read(path)
+    for key, text in (overrides or {}).items():
+        _set(tree, key, _parse_value(text))
+    try:
+        recipe = Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise _explain(path, tree, error) from None
+    return _with_absolute_paths(recipe, path.resolve().parent)
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, every key spelled out."""
+    return tomli_w.dumps(recipe.model_dump(mode="json"))
+
+
+def save(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe, so that a result can be repeated from what lies beside it."""
+    write_atomic(path, dump(recipe))
+
+
+def digest(recipe: Recipe, *sections: str) -> str:
+    """Hex SHA-256 of the named sections (of the whole recipe when none is named)."""
+    chosen = {name: getattr(recipe, name) for name in sections} if sections else {"": recipe}
+    return sha256_text("\n".join(f"{name}={value.model_dump_json()}" for name, value in sorted(chosen.items())))
+
+
+def data_files(pattern: str) -> list[Path]:
+    """The files that `data.train` or `data.heldout` (a path or a glob) stands for, sorted.
+
+    Raises:
+        DataError: nothing there.
+
+    """
+    paths = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207 - patterns are absolute
+    if not paths:
+        raise DataError(f"no data file at {pattern}", hint="data.train and data.heldout are relative to the recipe")
+    return paths
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}", hint="recipes/quickstart.toml is one to start from") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(
+            f"{path}: not valid TOML: {error}", hint="strings need quotes; tables look like [lora]"
+        ) from None
+
+
+def _parse_value(text: str) -> Any:
+    """`8`, `true`, `[1, 4]` as TOML reads them; anything else is a string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    here: Any = tree
+    for part in parents:
+        here = _step(here, part, key)
+    if isinstance(here, list):
+        here[_index(here, last, key)] = value
+    else:
+        here[last] = value
+
+
+def _step(here: Any, part: str, key: str) -> Any:
+    child = here[_index(here, part, key)] if isinstance(here, list) else here.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"--{key}: {part} is a value, not a table")
+    return child
+
+
+def _index(items: list[Any], part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise RecipeError(f"--{key}: {part} is not an index into {len(items)} entries", hint="counting starts at 0")
+    return int(part)
+
+
+def _explain(path: Path, tree: dict[str, Any], error: ValidationError) -> RecipeError:
+    """The first complaint in the reader's words; how many more there are in the hint."""
+    complaints = error.errors()
+    first = complaints[0]
+    location = [part for part in first["loc"] if not _is_union_branch(part)]
+    key = ".".join(str(part) for part in location)
+    if first["type"] == "extra_forbidden":
+        message, hint = f"unknown key {key!r}", _nearest(location)
+    elif first["type"] == "missing":
+        message, hint = f"{key!r} is missing", "model.id and data.train are the two keys without a default"
+    elif first["type"] == "value_error":
+        message = str(first["ctx"]["error"]) if not key else f"in [{key}]: {first['ctx']['error']}"
+        hint = ""
+    else:
+        message, hint = f"{key!r} = {_lookup(tree, location)!r}: {first['msg'].lower()}", ""
+    more = len({tuple(part for part in c["loc"] if not _is_union_branch(part)) for c in complaints}) - 1
+    if more:
+        hint = f"{hint + '; ' if hint else ''}{more} more after this one"
+    return RecipeError(f"{path}: {message}", hint=hint)
+
+
+def _is_union_branch(part: int | str) -> bool:
+    """Pydantic puts the tried branch of `"auto" | int` into a location; readers know only their keys."""
+    return isinstance(part, str) and (part in {"int", "float", "bool", "str"} or "[" in part)
+
+
+def _lookup(tree: Any, location: list[int | str]) -> Any:
+    for part in location:
+        tree = tree[part]
+    return tree
+
+
+def _nearest(location: list[int | str]) -> str:
+    """'did you mean lora.rank?' for a mistyped key, in its own table first and then in all of them."""
+    *parents, wrong = [str(part) for part in location]
+    by_table = _keys(Recipe)
+    table = ".".join(part for part in parents if not part.isdigit())
+    match = difflib.get_close_matches(wrong, by_table.get(table, ()), n=1)
+    if match:
+        return f"did you mean {'.'.join([*parents, match[0]])!r}?"
+    elsewhere = [f"{name}.{key}".strip(".") for name, keys in by_table.items() for key in keys if key == wrong]
+    if elsewhere:
+        return f"did you mean {elsewhere[0]!r}?"
+    return f"[{table or 'recipe'}] knows: {', '.join(by_table.get(table, ()))}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> dict[str, list[str]]:
+    """{table: its keys} over the whole recipe."""
+    found = {prefix: list(model.model_fields)}
+    for name, field in model.model_fields.items():
+        inner = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_section(t)), None)
+        if inner:
+            found |= _keys(inner, f"{prefix}.{name}".strip("."))
+    return found
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _with_absolute_paths(recipe: Recipe, root: Path) -> Recipe:
+    def absolute(text: str) -> str:
+        return str((root / text).resolve()) if text else text
+
+    data = recipe.data.model_copy(
+        update={"train": absolute(recipe.data.train), "heldout": absolute(recipe.data.heldout)}
+    )
+    tasks = tuple(task.model_copy(update={"data": absolute(task.data)}) for task in recipe.bench.eval)
+    local = not recipe.model.id.startswith(BUNDLED_PREFIX) and (root / recipe.model.id).is_dir()
+    model = recipe.model.model_copy(update={"id": absolute(recipe.model.id)}) if local else recipe.model
+    bench = recipe.bench.model_copy(update={"eval": tasks})
+    return recipe.model_copy(update={"data": data, "bench": bench, "model": model})
