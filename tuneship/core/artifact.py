@@ -23,10 +23,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from tuneship.core import versioned
 from tuneship.core.errors import ArtifactError
-from tuneship.core.files import sha256_file, sha256_listing, sync_tree, write_atomic
+from tuneship.core.files import sha256_file, sha256_listing, sync_directory, sync_tree, write_atomic
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
@@ -154,7 +155,13 @@ def draft(folder: Path) -> Iterator[Path]:
 
 
 def seal(work: Path, manifest: Manifest) -> Artifact:
-    """Hash what lies in `work`, write its manifest, flush it, and rename it to its final name beside `work`."""
+    """Hash what lies in `work`, write its manifest, flush it, and rename it to its final name beside `work`.
+
+    When the very same payload was sealed before, that artifact stays and gets the new evidence; a damaged one is
+    replaced.
+    """
+    for path in work.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     files = hash_payload(work)
     identity = content_id(files)
     done = manifest.model_copy(
@@ -164,9 +171,13 @@ def seal(work: Path, manifest: Manifest) -> Artifact:
     work.chmod(0o755)
     sync_tree(work)
     final = work.parent / f"{manifest.kind}-{identity[:12]}"
-    if not final.exists():
-        os.rename(work, final)  # noqa: PTH104 - the one rename that makes it real
-    return Artifact(final, done)
+    try:
+        same = open_artifact(final)
+    except ArtifactError:  # nothing there yet, or something damaged
+        _put_in_place(work, final)
+        return Artifact(final, done)
+    _append_evidence(work / EVIDENCE, same)
+    return same
 
 
 def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) -> Artifact:
@@ -177,6 +188,7 @@ def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) 
             the file.
 
     """
+    path = path.resolve()
     manifest = read_manifest(path)
     if kind and manifest.kind != kind:
         raise ArtifactError(f"{path} is of kind {manifest.kind!r}, not {kind!r}")
@@ -189,18 +201,10 @@ def read_manifest(path: Path) -> Manifest:
     """`artifact.json` of the artifact at `path`, its payload unread."""
     file = path / MANIFEST
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
     except OSError:
         raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}") from None
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.errors()[0]['msg']}") from None
-    if manifest.schema_ > SCHEMA:
-        raise ArtifactError(
-            f"{file} has schema {manifest.schema_}; this tuneship reads up to {SCHEMA}", hint="upgrade tuneship"
-        )
-    return manifest
+    return versioned.parse(Manifest, text, file, SCHEMA, ArtifactError)
 
 
 def is_artifact(path: Path) -> bool:
@@ -222,7 +226,8 @@ def check_base(artifact: Artifact, weights_sha256: str, base_id: str) -> None:
 def add_evidence(artifact: Artifact, stem: str, text: str) -> Path:
     """Append `evidence/<stem>-<n>.json`; nothing that is there is replaced."""
     artifact.evidence.mkdir(exist_ok=True)
-    number = 1 + len(list(artifact.evidence.glob(f"{stem}-*.json")))
+    taken = (path.stem.removeprefix(f"{stem}-") for path in artifact.evidence.glob(f"{stem}-*.json"))
+    number = 1 + max((int(number) for number in taken if number.isdigit()), default=0)
     path = artifact.evidence / f"{stem}-{number}.json"
     write_atomic(path, text)
     return path
@@ -236,6 +241,21 @@ def hash_payload(folder: Path) -> dict[str, FileRecord]:
 def content_id(files: dict[str, FileRecord]) -> str:
     """Hex SHA-256 over the sorted (path, size, sha256) of the payload."""
     return sha256_listing((name, record.size, record.sha256) for name, record in files.items())
+
+
+def _put_in_place(work: Path, final: Path) -> None:
+    damaged = work.with_name(f"{work.name}-damaged")
+    if final.exists():
+        os.rename(final, damaged)  # noqa: PTH104
+    os.rename(work, final)  # noqa: PTH104 - the one rename that makes it real
+    sync_directory(final.parent)
+    shutil.rmtree(damaged, ignore_errors=True)
+
+
+def _append_evidence(folder: Path, artifact: Artifact) -> None:
+    """Numbered evidence (`parity-1.json`) is appended; `reference.jsonl` follows from the payload and is there."""
+    for path in sorted(folder.glob("*-*.json")):
+        add_evidence(artifact, path.stem.rpartition("-")[0], path.read_text(encoding="utf-8"))
 
 
 def _payload(folder: Path) -> Iterable[tuple[str, Path]]:

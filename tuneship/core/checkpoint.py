@@ -70,6 +70,18 @@ def chat_template(path: Path) -> str:
     return str(template)
 
 
+def end_token_ids(path: Path) -> list[int]:
+    """Where the checkpoint says that generation ends: in `generation_config.json`, else in `config.json`."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            ends = json.loads((path / name).read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, json.JSONDecodeError):
+            continue
+        if ends is not None:
+            return [ends] if isinstance(ends, int) else list(ends)
+    return []
+
+
 def _listed(file: Path) -> tuple[str, int, str]:
     target = file.resolve()
     # The hub cache names large files by their SHA-256: reading them again would tell us nothing.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from tuneship.core import versioned
 from tuneship.core.errors import EndpointError
 from tuneship.core.files import write_atomic
 
@@ -66,11 +67,7 @@ def read_endpoint(path: Path) -> Endpoint:
 
     """
     try:
-        endpoint = Endpoint.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError:
         raise EndpointError(f"no endpoint at {path}", hint="is `tuneship serve` running?") from None
-    except ValidationError as error:
-        raise EndpointError(f"{path} cannot be read: {error.errors()[0]['msg']}") from None
-    if endpoint.schema_ > SCHEMA:
-        raise EndpointError(f"{path} has schema {endpoint.schema_}; this tuneship reads up to {SCHEMA}")
-    return endpoint
+    return versioned.parse(Endpoint, text, path, SCHEMA, EndpointError)

@@ -35,22 +35,27 @@ def spawn(
         stdout=stdout,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        preexec_fn=_die_with_parent(on_parent_death, os.getpid()),  # noqa: PLW1509 - runs two system calls, no locks
+        preexec_fn=die_with_parent(on_parent_death, os.getpid()),  # noqa: PLW1509 - runs two system calls, no locks
     )
 
 
 def stop_tree(process: subprocess.Popen[bytes], grace_s: float) -> None:
-    """Send SIGTERM to `process`, give it `grace_s` seconds, then end whatever is left of its tree."""
-    family = descendants(process.pid)
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace_s)
-    kill_all({*family, *descendants(process.pid)})
-    if process.poll() is None:
-        process.kill()
-    process.wait()
+    """Send SIGTERM to `process`, give it `grace_s` seconds, then end whatever is left of its tree.
+
+    A second Ctrl-C while waiting ends the tree at once.
+    """
+    family = _tree(process)
+    try:
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(grace_s)
+    finally:
+        kill_all(family | _tree(process))
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -59,6 +64,22 @@ def descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def _tree(process: subprocess.Popen[bytes]) -> set[psutil.Process]:
+    """Its descendants, and its session: what a killed process leaves behind has another parent but the same session.
+
+    Without itself: psutil would collect its exit status before `Popen` sees it.
+    """
+    same_session = (p for p in psutil.process_iter() if _session(p) == process.pid and p.pid != process.pid)
+    return {*descendants(process.pid), *same_session}
+
+
+def _session(process: psutil.Process) -> int:
+    try:
+        return os.getsid(process.pid)
+    except OSError:
+        return -1
 
 
 def kill_all(processes: set[psutil.Process]) -> None:
@@ -88,7 +109,9 @@ def tail(path: Path, lines: int = 20) -> str:
     return "\n".join(text.splitlines()[-lines:])
 
 
-def _die_with_parent(sig: signal.Signals, parent: int) -> Callable[[], None]:
+def die_with_parent(sig: signal.Signals, parent: int) -> Callable[[], None]:
+    """What a child of `parent` calls so that the kernel sends it `sig` when that ends, or has ended already."""
+
     def in_child() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, sig)
         if os.getppid() != parent:  # the parent died before the call above

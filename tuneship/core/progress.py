@@ -62,7 +62,12 @@ class ToParent:
 
 def parse(line: str) -> Event | None:
     """The event in a child's output line; None for ordinary output."""
-    return Event(*json.loads(line.removeprefix(_MARK))) if line.startswith(_MARK) else None
+    if not line.startswith(_MARK):
+        return None
+    try:
+        return Event(*json.loads(line.removeprefix(_MARK)))
+    except (json.JSONDecodeError, TypeError):  # two threads of the child wrote into one line
+        return None
 
 
 class _Current:

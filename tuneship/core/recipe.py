@@ -21,7 +21,7 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class Section(BaseModel):
     """One table of the recipe."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     # Values that the contract names and this release cannot do yet: {key: refused values}.
     not_yet: ClassVar[dict[str, tuple[Any, ...]]] = {}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import glob
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,7 +17,8 @@ from tuneship.core.errors import DataError, RecipeError
 from tuneship.core.files import sha256_text, write_atomic
 from tuneship.core.recipe import BUNDLED_PREFIX, Recipe
 
-_NOT_A_KEY = {"value_error", "missing", "extra_forbidden"}
+_REQUIRED = "model.id and data.train are the two keys without a default"
+_TOML_WORDS = {"tuple": "list", "dictionary": "table"}
 
 
 def load(path: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
@@ -113,28 +115,49 @@ def _index(items: list[Any], part: str, key: str) -> int:
 
 def _explain(path: Path, tree: dict[str, Any], error: ValidationError) -> RecipeError:
     """The first complaint in the reader's words; how many more there are in the hint."""
-    complaints = error.errors()
-    first = complaints[0]
-    location = [part for part in first["loc"] if not _is_union_branch(part)]
-    key = ".".join(str(part) for part in location)
+    complaints = [(_location(tree, item["loc"]), item) for item in error.errors()]
+    location = _deepest_of_first(complaints)
+    here = [item for where, item in complaints if where == location]
+    first, key = here[0], ".".join(str(part) for part in location)
     if first["type"] == "extra_forbidden":
         message, hint = f"unknown key {key!r}", _nearest(location)
     elif first["type"] == "missing":
-        message, hint = f"{key!r} is missing", "model.id and data.train are the two keys without a default"
+        message, hint = f"{key!r} is missing", "" if "bench" in location else _REQUIRED
     elif first["type"] == "value_error":
         message = str(first["ctx"]["error"]) if not key else f"in [{key}]: {first['ctx']['error']}"
         hint = ""
     else:
-        message, hint = f"{key!r} = {_lookup(tree, location)!r}: {first['msg'].lower()}", ""
-    more = len({tuple(part for part in c["loc"] if not _is_union_branch(part)) for c in complaints}) - 1
+        message, hint = f"{key!r} = {_lookup(tree, location)!r}: {_either(item['msg'] for item in here)}", ""
+    more = len({tuple(where) for where, _ in complaints if where != location[: len(where)]})
     if more:
         hint = f"{hint + '; ' if hint else ''}{more} more after this one"
     return RecipeError(f"{path}: {message}", hint=hint)
 
 
-def _is_union_branch(part: int | str) -> bool:
-    """Pydantic puts the tried branch of `"auto" | int` into a location; readers know only their keys."""
-    return isinstance(part, str) and (part in {"int", "float", "bool", "str"} or "[" in part)
+def _location(tree: Any, parts: tuple[int | str, ...]) -> list[int | str]:
+    """The keys in `parts`, which also names the tried branch of `"auto" | int`: that is in no recipe."""
+    location: list[int | str] = []
+    for number, part in enumerate(parts):
+        known = part in tree if isinstance(tree, dict) else isinstance(tree, list) and isinstance(part, int)
+        if known:
+            tree = tree[part]
+        if known or (isinstance(tree, dict) and number == len(parts) - 1):  # a missing key is named too
+            location.append(part)
+    return location
+
+
+def _deepest_of_first(complaints: list[tuple[list[int | str], Any]]) -> list[int | str]:
+    """Where the first complaint points; for a union, the place inside the branch that came furthest."""
+    first = complaints[0][0]
+    below = [where for where, _ in complaints if where[: len(first)] == first]
+    return next((where for where in below if len(where) > len(first)), first)
+
+
+def _either(messages: Iterable[str]) -> str:
+    """`input should be 'auto' or a valid integer`: the branches of a union in one sentence, in TOML's words."""
+    first, *others = dict.fromkeys(message.partition(" or instance of")[0] for message in messages)
+    text = " or ".join([first[:1].lower() + first[1:], *(other.removeprefix("Input should be ") for other in others)])
+    return re.sub(r"valid (tuple|dictionary)", lambda match: f"valid {_TOML_WORDS[match[1]]}", text)
 
 
 def _lookup(tree: Any, location: list[int | str]) -> Any:
@@ -144,16 +167,16 @@ def _lookup(tree: Any, location: list[int | str]) -> Any:
 
 
 def _nearest(location: list[int | str]) -> str:
-    """'did you mean lora.rank?' for a mistyped key, in its own table first and then in all of them."""
+    """'did you mean lora.rank?' for a key of another table, or a mistyped one of this table."""
     *parents, wrong = [str(part) for part in location]
     by_table = _keys(Recipe)
     table = ".".join(part for part in parents if not part.isdigit())
-    match = difflib.get_close_matches(wrong, by_table.get(table, ()), n=1)
-    if match:
-        return f"did you mean {'.'.join([*parents, match[0]])!r}?"
     elsewhere = [f"{name}.{key}".strip(".") for name, keys in by_table.items() for key in keys if key == wrong]
     if elsewhere:
         return f"did you mean {elsewhere[0]!r}?"
+    match = difflib.get_close_matches(wrong, by_table.get(table, ()), n=1)
+    if match:
+        return f"did you mean {'.'.join([*parents, match[0]])!r}?"
     return f"[{table or 'recipe'}] knows: {', '.join(by_table.get(table, ()))}"
 
 

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from tuneship.core import versioned
 from tuneship.core.errors import EndpointError
 from tuneship.core.files import sha256_text, write_atomic
 from tuneship.core.parity import Parity
@@ -78,15 +79,16 @@ class EvalResult(_Record):
 
 
 class Comparison(_Record):
-    """One metric of B against A. `ratio` is b / a."""
+    """One metric of B against A. `ratio` is b / a; what one side does not have is None, and `reason` says why."""
 
     metric: str
-    a: float
-    b: float
-    ratio: float
+    a: float | None
+    b: float | None
+    ratio: float | None
     ci: tuple[float, float] | None = None
     p: float | None = None
     verdict: Literal["regressed", "no worse than the margin", "cannot tell"]
+    reason: str = ""
     detectable: float | None = None
 
 
@@ -130,6 +132,8 @@ class Report(_Record):
     eval: list[EvalResult] = []
     parity: Parity | None = None
     comparison: list[Comparison] = []
+    provenance: dict[str, str] = {}
+    """How to get it again: the command, the recipe's digest, artifact ids."""
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -145,11 +149,7 @@ def read_report(path: Path) -> Report:
 
     """
     try:
-        report = Report.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_bytes()
     except OSError:
         raise EndpointError(f"no report at {path}", hint="`tuneship up` and `tuneship bench load` write one") from None
-    except ValidationError as error:
-        raise EndpointError(f"{path} is not a report: {error.errors()[0]['msg']}") from None
-    if report.schema_ > SCHEMA:
-        raise EndpointError(f"{path} has schema {report.schema_}; this tuneship reads up to {SCHEMA}")
-    return report
+    return versioned.parse(Report, text, path, SCHEMA, EndpointError)

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from tuneship.core import versioned
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import write_atomic
 
@@ -79,13 +80,7 @@ class RunDir(NamedTuple):
         file = self.path / "state.json"
         if not file.exists():
             return RunState()
-        try:
-            state = RunState.model_validate_json(file.read_text(encoding="utf-8"))
-        except ValidationError as error:
-            raise ArtifactError(f"{file} cannot be read: {error.errors()[0]['msg']}") from None
-        if state.schema_ > SCHEMA:
-            raise ArtifactError(f"{file} has schema {state.schema_}; this tuneship reads up to {SCHEMA}")
-        return state
+        return versioned.parse(RunState, file.read_bytes(), file, SCHEMA, ArtifactError)
 
     def output(self, stage: str, input_id: str) -> Path | None:
         """What `stage` made from exactly these inputs, if it did and it is still there."""

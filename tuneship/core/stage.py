@@ -6,21 +6,26 @@ function by the stage's name, and leaves `result.json`, or `error.json` when it 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import signal
+import subprocess
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
 from tuneship.core import errors, progress, recipe_file
 from tuneship.core.errors import ExitCode, StageError, TuneshipError
 from tuneship.core.files import write_atomic
-from tuneship.core.process import describe_exit, spawn, stop_tree, tail
+from tuneship.core.process import describe_exit, spawn, stop_tree
 from tuneship.core.recipe import Recipe
 from tuneship.core.rundir import RunDir
 
@@ -53,34 +58,87 @@ class Job(BaseModel):
 StageFunction = Callable[[Job], Path]
 
 
-def run_job(job: Job, module: str) -> Path:
-    """Run `job` in a child process and return what it made.
+class StageProcess:
+    """A stage that runs. Leave the `with` block and its whole process tree is gone.
 
-    Raises:
-        TuneshipError: the child's own error, of its own class.
-        StageError: the child ended without a word (crash, killed).
-
+    with StageProcess(job, "tuneship.train") as stage:
+        output = stage.result()
     """
-    write_atomic(job.attempt / "job.json", job.model_dump_json(indent=1))
-    log = job.attempt / "log"
-    process = spawn([sys.executable, "-m", module, str(job.attempt)], stdout=-1, env={"PYTHONUNBUFFERED": "1"})
-    assert process.stdout is not None
-    try:
-        with log.open("w", encoding="utf-8") as file:
-            for line in io.TextIOWrapper(process.stdout, encoding="utf-8", errors="replace", newline=None):
+
+    def __init__(self, job: Job, module: str) -> None:
+        self.job = job
+        self._module = module
+        self._log = job.attempt / "log"
+        self._last_line = ""
+
+    def __enter__(self) -> Self:
+        write_atomic(self.job.attempt / "job.json", self.job.model_dump_json(indent=1))
+        argv = [sys.executable, "-m", self._module, str(self.job.attempt)]
+        self._process = spawn(argv, stdout=subprocess.PIPE, env={"PYTHONUNBUFFERED": "1"})
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+
+    def result(self) -> Path:
+        """Wait for the stage to end and return what it made.
+
+        Raises:
+            TuneshipError: the stage's own error, of its own class.
+            StageError: it ended without a word (crash, killed).
+
+        """
+        code = self._process.wait()
+        self._close()
+        result = self.job.attempt / "result.json"
+        if code == 0 and result.exists():
+            return Path(json.loads(result.read_text(encoding="utf-8"))["output"])
+        raise self._error(code)
+
+    def wait_for(self, file: Path) -> None:
+        """Wait until `file` exists; the stage's error is raised when it ends before."""
+        while not file.exists():
+            code = self._process.poll()
+            if code is not None:
+                self._close()
+                raise self._error(code)
+            time.sleep(0.1)
+
+    def _close(self) -> None:
+        """End what still runs; what a stage leaves behind would hold the pipe open too."""
+        stop_tree(self._process, GRACE_S)
+        self._reader.join(timeout=5)
+
+    def _read(self) -> None:
+        """Events to the user, everything else to the log."""
+        assert self._process.stdout is not None
+        text = io.TextIOWrapper(self._process.stdout, encoding="utf-8", errors="replace")
+        with text as lines, self._log.open("wb", buffering=0) as log:
+            for line in lines:
                 event = progress.parse(line)
                 if event:
                     progress.show(event)
-                else:
-                    file.write(line)
-                    file.flush()
-        code = process.wait()
-    finally:
-        stop_tree(process, GRACE_S)
-    result = job.attempt / "result.json"
-    if code == 0 and result.exists():
-        return Path(json.loads(result.read_text(encoding="utf-8"))["output"])
-    raise _child_error(job, code, log)
+                    continue
+                self._last_line = line.strip() or self._last_line
+                with contextlib.suppress(OSError):  # a full disk must not leave the child with a pipe that nobody reads
+                    log.write(line.encode())
+
+    def _error(self, code: int) -> TuneshipError:
+        stage = self.job.stage
+        try:
+            failure = json.loads((self.job.attempt / "error.json").read_text(encoding="utf-8"))
+        except (OSError, json.JSONDecodeError):
+            last = self._last_line or "it wrote nothing"
+            return StageError(f"the {stage} stage ended with {describe_exit(code)}: {last}", hint=f"see {self._log}")
+        return errors.by_name(failure["type"])(failure["message"], failure["hint"])
+
+
+def run_job(job: Job, module: str) -> Path:
+    """Run `job` in a process of its own and return what it made (errors as in `StageProcess.result`)."""
+    with StageProcess(job, module) as stage:
+        return stage.result()
 
 
 def child_main(stages: Mapping[str, StageFunction]) -> None:
@@ -91,16 +149,22 @@ def child_main(stages: Mapping[str, StageFunction]) -> None:
     progress.use(progress.ToParent())
     try:
         output = stages[job.stage](job)
+        write_atomic(attempt / "result.json", json.dumps({"output": str(output)}))
     except TuneshipError as error:
-        failure = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-        write_atomic(attempt / "error.json", json.dumps(failure))
+        _leave_error(attempt, error)
         sys.exit(error.exit_code)
     except Exception as error:  # noqa: BLE001 - the boundary that attributes and records
         traceback.print_exc()
-        failure = {"type": "StageError", "message": f"{job.stage}: {_summary(error)}", "hint": f"see {attempt / 'log'}"}
-        write_atomic(attempt / "error.json", json.dumps(failure))
+        _leave_error(attempt, StageError(f"{job.stage}: {_summary(error)}", hint=f"see {attempt / 'log'}"))
         sys.exit(ExitCode.FAILED)
-    write_atomic(attempt / "result.json", json.dumps({"output": str(output)}))
+
+
+def _leave_error(attempt: Path, error: TuneshipError) -> None:
+    failure = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+    try:
+        write_atomic(attempt / "error.json", json.dumps(failure))
+    except OSError:  # the disk is full: the parent reports our last line
+        print(error.message, flush=True)
 
 
 def _unwind(_signal: int, _frame: FrameType | None) -> None:
@@ -109,16 +173,7 @@ def _unwind(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _summary(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno == 28:
+    if "No space left on device" in str(error):  # also what safetensors and torch make of ENOSPC
         return "the disk is full"
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
-
-
-def _child_error(job: Job, code: int, log: Path) -> TuneshipError:
-    try:
-        failure = json.loads((job.attempt / "error.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        last = tail(log, 1) or "it wrote nothing"
-        return StageError(f"the {job.stage} stage ended with {describe_exit(code)}: {last}", hint=f"see {log}")
-    return errors.by_name(failure["type"])(failure["message"], failure["hint"])

@@ -1,0 +1,100 @@
+# Two commands on a machine with python3 (3.11 to 3.13, with venv), make and git:
+#   make quickstart     trains, merges, serves and measures a small model
+#   make test           unit tests, then a real model and a real server on the CPU
+# Both build .venv from requirements.lock first when needed. `make help` lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON_RANGE := >=3.11,<3.14
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+BIN := .venv/bin
+STAMP := .venv/.setup-done
+LATEST := .venv-latest
+UNIT_WORKERS ?= 2
+
+.PHONY: help setup quickstart test test-unit test-integration test-gpu test-latest lint lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
+
+setup: $(STAMP) ## build .venv from requirements.lock
+
+quickstart: $(STAMP) ## train -> merge -> serve -> bench on the bundled model, no account, no GPU
+	$(BIN)/tuneship up recipes/quickstart.toml --until bench
+	@echo
+	@echo "report:  runs/invoice-json/report.html"
+	@echo "next:    $(BIN)/tuneship up recipes/quickstart.toml     (nothing is trained again; it serves until Ctrl-C)"
+
+test: test-unit test-integration test-gpu ## all tests that this machine can run
+
+test-unit: $(STAMP)
+	@echo "== unit tests"
+	$(BIN)/python -m pytest tests/unit -n $(UNIT_WORKERS)
+
+test-integration: $(STAMP)
+	@echo "== integration tests: a real model and a real SGLang, one after the other"
+	$(BIN)/python -m pytest tests/integration
+
+test-gpu: $(STAMP)
+	@if [ ! -d tests/gpu ]; then echo "== GPU tests: there are none"; \
+	elif nvidia-smi -L >/dev/null 2>&1; then echo "== GPU tests"; $(BIN)/python -m pytest tests/gpu; \
+	else echo "== GPU tests were NOT run: this machine has no CUDA device"; fi
+
+test-latest: $(LATEST)/.setup-done ## integration tests against the newest SGLang that pyproject.toml allows
+	@$(LATEST)/bin/python -c 'from importlib.metadata import version as v; \
+	print("==", ", ".join(f"{p} {v(p)}" for p in ("sglang", "torch", "transformers", "peft", "trl", "bitsandbytes")))'
+	$(LATEST)/bin/python -m pytest tests/integration
+
+lint: $(STAMP) ## ruff, mypy, import-linter
+	@echo "== ruff check"
+	$(BIN)/ruff check
+	@echo "== ruff format --check"
+	$(BIN)/ruff format --check
+	@echo "== mypy"
+	$(BIN)/mypy
+	@echo "== import-linter"
+	$(BIN)/lint-imports
+
+lock: $(UV) ## resolve requirements.lock again (UPGRADE=--upgrade takes newer versions)
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url $(UPGRADE) -o requirements.lock
+
+clean: ## remove environments and caches; runs/ stays
+	rm -rf .venv $(LATEST) .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# uv, where the machine has none, in a folder of its own: the system's pip is not touched.
+.tools/bin/uv:
+	@echo "uv is not on PATH: putting it into .tools"
+	@python3 -m venv .tools || { echo "error: python3 cannot make environments"; echo; \
+	  echo "hint: install the venv module (Debian: apt install python3-venv)"; exit 1; } >&2
+	@.tools/bin/pip install --quiet --disable-pip-version-check uv
+
+$(STAMP): requirements.lock pyproject.toml | $(UV)
+	@$(call make_venv,.venv)
+	$(UV) pip sync --quiet --python .venv requirements.lock
+	$(UV) pip install --quiet --python .venv --no-deps --editable .
+	@touch $@
+
+# Run from inside the environment, where uv does not see this project's [tool.uv]: its constraints are the lock's
+# versions, which must not bind here. The overrides must, so they are handed over as a file.
+$(LATEST)/.setup-done: pyproject.toml | $(UV)
+	@$(call make_venv,$(LATEST))
+	@$(LATEST)/bin/python -c 'import tomllib; from pathlib import Path; \
+	uv = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["uv"]; \
+	Path("$(LATEST)/overrides.txt").write_text("\n".join(uv["override-dependencies"]) + "\n")'
+	cd $$(mktemp -d) && $(abspath $(UV)) pip install --quiet --upgrade --python $(CURDIR)/$(LATEST) \
+	  --overrides $(CURDIR)/$(LATEST)/overrides.txt --group $(CURDIR)/pyproject.toml:dev \
+	  --editable "$(CURDIR)[train,serve,bench,demo]"
+	@touch $@
+
+# Only a Python that is on this machine: nothing is downloaded behind the user's back.
+define make_venv
+python=$$($(UV) python find --no-python-downloads --system "$(PYTHON_RANGE)" 2>/dev/null) || { \
+  echo "error: no Python $(PYTHON_RANGE) on this machine"; echo; \
+  echo "hint: install one (Debian: apt install python3.11 python3.11-venv), or let uv do it: $(UV) python install 3.11"; \
+  exit 1; } >&2; \
+$(UV) venv --quiet --allow-existing --python "$$python" $(1)
+endef

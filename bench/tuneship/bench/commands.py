@@ -1,0 +1,195 @@
+"""`tuneship bench load | eval | compare`: the verbs. Heavy libraries are imported when a verb runs."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from tuneship.core.errors import ExitCode, RegressionFound, TuneshipError
+from tuneship.core.progress import say
+from tuneship.core.report import EvalResult, LoadResult, Report, read_report, write_report
+
+if TYPE_CHECKING:
+    from tuneship.bench.target import Target
+
+Above0 = Number(gt=0)
+Positive = Annotated[float, Parameter(validator=Above0)]
+Count = Annotated[int, Parameter(validator=Above0)]
+
+
+def load(
+    url: str,
+    *,
+    model: str = "",
+    rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True)] = (1.0, 4.0, 16.0),
+    duration_s: Positive = 30,
+    arrivals: Literal["poisson", "constant"] = "poisson",
+    input_tokens: Count = 128,
+    output_tokens: Count = 64,
+    out: Path | None = None,
+    key_env: str = "",
+) -> None:
+    """Measure latency and throughput under an open-loop load.
+
+    Requests leave at their scheduled times whether or not earlier ones were answered, with random prompts of a fixed
+    length and answers of a fixed length. Works against any OpenAI-compatible server.
+
+    Parameters
+    ----------
+    url
+        A server's URL, an endpoint.json, or a run directory with one.
+    model
+        The name to send; several with commas between are drawn uniformly. Default: the first that the server lists.
+    rates
+        Requests per second, one load level each.
+    duration_s
+        Seconds a level.
+    arrivals
+        Random (Poisson) or evenly spaced.
+    input_tokens
+        Words a prompt; the report has the server's own token counts.
+    output_tokens
+        Tokens an answer.
+    out
+        Folder for report.json and report.html. Default: bench-<UTC time>.
+    key_env
+        Environment variable that holds the API key.
+
+    """
+    from tuneship.bench import tables  # noqa: PLC0415
+    from tuneship.bench.measure import LoadPlan, run_load  # noqa: PLC0415
+    from tuneship.bench.target import resolve  # noqa: PLC0415
+
+    target = resolve(url, model, key_env)
+    folder = _choose_folder(out)
+    levels = run_load(target, LoadPlan(rates, duration_s, arrivals, input_tokens, output_tokens))
+    _write(target, folder, load=levels)
+    tables.show_load(levels)
+
+
+def eval_(
+    url: str,
+    *,
+    task: str,
+    data: str,
+    model: str = "",
+    limit: Count = 200,
+    max_tokens: Count = 128,
+    out: Path | None = None,
+    key_env: str = "",
+) -> None:
+    """Score a model's greedy answers to a file of questions.
+
+    Parameters
+    ----------
+    url
+        A server's URL, an endpoint.json, or a run directory with one.
+    task
+        The scorer: exact, json-fields or sql.
+    data
+        JSONL of chats ({"messages": [...]}) whose last message is the reference answer.
+    model
+        The name to send. Default: the first that the server lists.
+    limit
+        Rows at most, from the first on.
+    max_tokens
+        Tokens an answer may have.
+    out
+        Folder for report.json, report.html and the answers. Default: bench-<UTC time>.
+    key_env
+        Environment variable that holds the API key.
+
+    """
+    from tuneship.bench import tables  # noqa: PLC0415
+    from tuneship.bench.evaluate import Task, evaluate  # noqa: PLC0415
+    from tuneship.bench.target import resolve  # noqa: PLC0415
+
+    target = resolve(url, model, key_env)
+    folder = _choose_folder(out)
+    result = evaluate(target, Task(task, str(Path(data).resolve()), limit, max_tokens), folder)
+    _write(target, folder, evals=[result])
+    tables.show_evals([result])
+
+
+def compare(
+    baseline: Path,
+    candidate: Path,
+    *,
+    latency_margin: Positive = 0.05,
+    quality_margin: Positive = 0.02,
+    allow_different_testbeds: bool = False,
+) -> None:
+    """Tell whether a candidate is slower or worse than a baseline.
+
+    Exits 0 when nothing is worse by more than its margin, 1 when something is, 3 when it cannot tell.
+
+    Parameters
+    ----------
+    baseline
+        A report.json, or a folder with one.
+    candidate
+        The report to judge.
+    latency_margin
+        Share by which latencies may grow and throughput may fall.
+    quality_margin
+        Points of score, in 0..1, that may be lost.
+    allow_different_testbeds
+        Compare although machine, versions or engine flags differ.
+
+    """
+    from tuneship.bench import tables  # noqa: PLC0415
+    from tuneship.bench.compare import Margins  # noqa: PLC0415
+    from tuneship.bench.compare import compare as compare_reports  # noqa: PLC0415
+
+    rows = compare_reports(
+        read_report(_report_file(baseline)),
+        read_report(_report_file(candidate)),
+        Margins(latency_margin, quality_margin),
+        allow_different_testbeds=allow_different_testbeds,
+    )
+    tables.show_comparison(rows)
+    regressed = [row.metric for row in rows if row.verdict == "regressed"]
+    if regressed:
+        raise RegressionFound(f"regressed: {', '.join(regressed)}")
+    if any(row.verdict == "cannot tell" for row in rows):
+        say("cannot tell whether the candidate is worse")
+        sys.exit(ExitCode.CANNOT_TELL)
+
+
+def _choose_folder(out: Path | None) -> Path:
+    folder = out or Path(f"bench-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    if (folder / "report.json").exists():
+        raise TuneshipError(f"{folder} already holds a report", hint="name another folder with --out")
+    return folder
+
+
+def _write(
+    target: Target, folder: Path, *, load: list[LoadResult] | None = None, evals: list[EvalResult] | None = None
+) -> None:
+    from tuneship.bench import testbed  # noqa: PLC0415
+    from tuneship.bench.report import write_html  # noqa: PLC0415
+    from tuneship.bench.stages import now  # noqa: PLC0415
+
+    report = Report(
+        name=target.model,
+        created_at=now(),
+        testbed=testbed.describe(target),
+        endpoint=target.as_record(),
+        load=load or [],
+        eval=evals or [],
+        provenance={"command": shlex.join(["tuneship", *sys.argv[1:]])},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_report(report, folder / "report.json")
+    write_html(report, folder / "report.html")
+    say(f"report: {folder / 'report.html'}")
+
+
+def _report_file(path: Path) -> Path:
+    return path / "report.json" if path.is_dir() else path

@@ -1,0 +1,146 @@
+"""The two measuring stages of `tuneship up`: the base before anything else changes, the tuned model at the end.
+
+inputs: `endpoint` (an `endpoint.json`) and `model` (the name to send) for both; for `bench` also, where there is one,
+`train_attempt` (its metrics.jsonl), `artifact` (its newest parity evidence) and `baseline` (what `baseline` wrote).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from tuneship.bench import testbed
+from tuneship.bench.evaluate import Role, Task, evaluate
+from tuneship.bench.measure import LoadPlan, run_load
+from tuneship.bench.target import Target, resolve
+from tuneship.core import recipe_file
+from tuneship.core.artifact import Artifact, open_artifact
+from tuneship.core.parity import Parity
+from tuneship.core.recipe import Recipe
+from tuneship.core.report import EvalResult, LossPoint, Report, read_report, write_report
+from tuneship.core.stage import Job
+
+BASELINE_FILE = "eval.json"
+
+
+def baseline(job: Job) -> Path:
+    """Score the base on the recipe's tasks; the result is a report with nothing but evals."""
+    target = _target(job)
+    report = Report(
+        name=job.recipe.name,
+        created_at=now(),
+        testbed=testbed.describe(target),
+        eval=_evaluate(target, job, "base"),
+    )
+    output = job.attempt / BASELINE_FILE
+    write_report(report, output)
+    return output
+
+
+def bench(job: Job) -> Path:
+    """Load and score the tuned model; writes the run's `report.json` and `report.html`."""
+    from tuneship.bench.report import write_html  # noqa: PLC0415 - 2 s of altair that `baseline` need not wait for
+
+    target = _target(job)
+    tuned = _evaluate(target, job, "tuned")
+    load = run_load(target, _load_plan(job.recipe))
+    artifact = open_artifact(Path(job.inputs["artifact"]), verify=False) if "artifact" in job.inputs else None
+    report = Report(
+        name=job.recipe.name,
+        created_at=now(),
+        testbed=testbed.describe(target),
+        endpoint=target.as_record(),
+        training=read_training(Path(job.inputs["train_attempt"])) if "train_attempt" in job.inputs else [],
+        load=load,
+        eval=[*_read_baseline(job), *_moved(tuned, job.attempt, job.run_path)],
+        parity=newest_parity(artifact.evidence) if artifact else None,
+        provenance=_provenance(job, artifact),
+    )
+    write_report(report, job.run.report)
+    write_html(report, job.run.report.with_suffix(".html"))
+    return job.run.report
+
+
+def now() -> str:
+    """This moment in UTC, as reports write it."""
+    return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def read_training(attempt: Path) -> list[LossPoint]:
+    """The training steps that `metrics.jsonl` logged; lines of another kind are passed over."""
+    file = attempt / "metrics.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    points = []
+    for line in lines:
+        try:
+            point = LossPoint.model_validate(json.loads(line))
+        except (json.JSONDecodeError, ValidationError):
+            continue
+        if math.isfinite(point.loss):  # JSON has no NaN
+            points.append(point)
+    return points
+
+
+def newest_parity(evidence: Path) -> Parity | None:
+    """The last appended parity verdict; None without one."""
+    files = sorted(evidence.glob("parity-*.json"), key=lambda file: int(file.stem.removeprefix("parity-")))
+    return Parity.model_validate_json(files[-1].read_text(encoding="utf-8")) if files else None
+
+
+def _target(job: Job) -> Target:
+    return resolve(job.inputs["endpoint"], job.inputs["model"])
+
+
+def _evaluate(target: Target, job: Job, role: Role) -> list[EvalResult]:
+    tasks = [Task(task.task, task.data, task.limit, task.max_tokens) for task in job.recipe.bench.eval]
+    return [evaluate(target, task, job.attempt, role) for task in tasks]
+
+
+def _load_plan(recipe: Recipe) -> LoadPlan:
+    load = recipe.bench.load
+    assert load.rates != "sweep", "refused when the recipe was read"
+    return LoadPlan(
+        rates=load.rates,
+        duration_s=load.duration_s,
+        arrivals="poisson",
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        seed=recipe.train.seed,
+    )
+
+
+def _read_baseline(job: Job) -> list[EvalResult]:
+    if "baseline" not in job.inputs:
+        return []
+    file = Path(job.inputs["baseline"])
+    return _moved(read_report(file).eval, file.parent, job.run_path)
+
+
+def _moved(results: Sequence[EvalResult], source: Path, destination: Path) -> list[EvalResult]:
+    """The same results with their items files named as seen from `destination`, so that a run can be moved."""
+    return [
+        result.model_copy(update={"items_file": os.path.relpath(source / result.items_file, destination)})
+        for result in results
+    ]
+
+
+def _provenance(job: Job, artifact: Artifact | None) -> dict[str, str]:
+    command = job.run_path / "command.txt"
+    found = {
+        "command": command.read_text(encoding="utf-8").strip() if command.is_file() else "",
+        "recipe digest": recipe_file.digest(job.recipe)[:16],
+    }
+    if artifact:
+        base = artifact.manifest.base
+        found |= {
+            "artifact": f"{artifact.path.name} (content id {artifact.manifest.content_id})",
+            "made from": ", ".join(artifact.manifest.parents),
+            "base": f"{base.id} {base.revision}, weights {base.weights_sha256[:16]}",
+        }
+    return {name: value for name, value in found.items() if value}

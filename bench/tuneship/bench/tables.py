@@ -1,0 +1,71 @@
+"""Results as tables on stdout; talk goes to stderr through `core.progress`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from tuneship.core.report import Comparison, EvalResult, LoadResult, Percentiles
+
+_PIPE_WIDTH = 140
+
+
+def show_load(levels: Sequence[LoadResult]) -> None:
+    """One line a load level."""
+    table = _table("requests/s", "sent", "failed", *_PAIRS, "tok/s", "client")
+    for level in levels:
+        table.add_row(
+            f"{level.rate:g}",
+            str(level.requests),
+            str(level.requests - level.completed),
+            *(_pair(latency) for latency in (level.ttft_ms, level.tpot_ms, level.itl_ms, level.e2e_ms)),
+            f"{level.output_tokens_per_s:.1f}",
+            "ok" if level.client.valid else f"lags {level.client.lag_p99_ms:.0f} ms",
+        )
+    _print(table)
+
+
+def show_evals(results: Sequence[EvalResult]) -> None:
+    """One line a task."""
+    table = _table("task", "model", "role", "items", "errors", "score", "stderr")
+    for r in results:
+        table.add_row(r.task, r.model, r.role, str(r.items), str(r.errors), f"{r.score:.3f}", f"{r.stderr:.3f}")
+    _print(table)
+
+
+def show_comparison(rows: Sequence[Comparison]) -> None:
+    """One line a metric."""
+    table = _table("metric", "baseline", "candidate", "ratio", "verdict")
+    styles = {"regressed": "red", "cannot tell": "yellow"}
+    for row in rows:
+        verdict = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
+        figures = (_number(row.a), _number(row.b), _number(row.ratio))
+        table.add_row(row.metric, *figures, verdict, style=styles.get(row.verdict))
+    _print(table)
+
+
+_PAIRS = tuple(f"{name} p50/p99 ms" for name in ("TTFT", "TPOT", "ITL", "E2E"))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        text = column in {"task", "model", "role", "metric", "verdict", "client"}
+        table.add_column(column, justify="left" if text else "right", no_wrap=column != "verdict")
+    return table
+
+
+def _pair(latency: Percentiles | None) -> str:
+    return f"{latency.p50:.1f} / {latency.p99:.1f}" if latency else "-"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _print(table: Table) -> None:
+    # A pipe has no width: do not cut figures to 80 columns there.
+    Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH).print(table)

@@ -1,0 +1,95 @@
+"""What a client asks for: the request's body, read and checked, and the body that the engine gets instead.
+
+A client chooses a model by `model`, and by nothing else. SGLang would also take the adapter from `lora_path` and from
+`model="anything:adapter"`. And it keeps attention caches apart by `extra_key + lora_id`, where ids are a hash of the
+adapter's name and path: a base request with the right `extra_key` would read an adapter's cache. So those keys are
+refused, not dropped: a client that sends one believes that it does something.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from starlette.requests import Request
+
+from tuneship.serve.catalog import Catalog, Entry
+from tuneship.serve.refusals import Refusal, unknown_model
+
+MAX_BODY_BYTES = 10 * 1024 * 1024
+
+ENGINE_ONLY = frozenset(
+    {
+        # which adapter, and whose cached attention
+        *("lora_path", "lora_id", "extra_key", "cache_salt", "session_id", "session_params"),
+        # whose request
+        "rid",
+        # which worker
+        *("bootstrap_host", "bootstrap_port", "bootstrap_room"),
+        *("routed_dp_rank", "data_parallel_rank", "disagg_prefill_dp_rank"),
+        # code of the client's own
+        *("custom_logit_processor", "custom_params"),
+    }
+)
+
+
+class Call(NamedTuple):
+    """A request that may go to the engine."""
+
+    entry: Entry
+    body: bytes
+
+
+async def read_call(request: Request, catalog: Catalog) -> Call:
+    """Read the request's body and address it to the model that it names.
+
+    Raises:
+        Refusal: 413 too large, 400 not a JSON object or with a key of the engine's own, 404 no such model.
+
+    """
+    asked = _parse(await _read(request))
+    entry = catalog.find(asked.get("model"))
+    if entry is None:
+        raise unknown_model(asked.get("model"))
+    return Call(entry, address(asked, entry))
+
+
+def address(asked: dict[str, Any], entry: Entry) -> bytes:
+    """Write the engine's body: the same, with the adapter named in the one place that decides.
+
+    Raises:
+        Refusal: 400, a key of the engine's own.
+
+    """
+    for key in sorted(ENGINE_ONLY & asked.keys()):
+        message = f"{key!r} is not accepted here: a model is chosen by 'model' alone."
+        raise Refusal(400, "unsupported_parameter", message, param=key, version=entry.version)
+    # Public names hold no colon, so `model` selects nothing in SGLang and is only repeated in its answer.
+    sent = {**asked, "lora_path": entry.selector} if entry.selector else asked
+    return json.dumps(sent).encode()
+
+
+async def _read(request: Request) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            limit = f"The body is larger than {MAX_BODY_BYTES // 1024**2} MB."
+            raise Refusal(413, "request_too_large", limit)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        asked = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        raise Refusal(400, "invalid_json", "The body is not valid JSON.") from None
+    if not isinstance(asked, dict):
+        raise Refusal(400, "invalid_json", "The body is not a JSON object.")
+    return asked
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,129 @@
+"""What a server serves: a table from the name that clients send to the model that answers.
+
+    catalog = read("runs/x/artifacts/merged-3fa9c1d20b77")
+    catalog = read("Qwen/Qwen2.5-1.5B-Instruct", Path("adapters/"), max_rank=64)
+
+Everything in it was checked: artifacts byte by byte, adapters against the base. `Entry.selector` is the adapter's name
+inside the engine and never leaves it; clients know `Entry.name` and read `Entry.version` in every answer's header.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from tuneship.core import artifact, checkpoint
+from tuneship.core.errors import ArtifactError, PreflightError
+from tuneship.core.model_source import ModelSource, resolve
+from tuneship.serve import preflight
+from tuneship.serve.preflight import BaseModel
+
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_BASE_NAME = re.compile(r"[A-Za-z0-9._/-]+")
+"""A colon would be SGLang's own syntax for choosing an adapter."""
+
+
+class Entry(NamedTuple):
+    """One name that clients may send as `model`."""
+
+    name: str
+    version: str
+    """Immutable, such as `sql@3fa9c1d20b77`."""
+    selector: str | None
+    """The adapter's name in the engine; None for the model that the engine was started with."""
+    path: Path
+    artifact_id: str
+    base_id: str
+
+
+class Catalog(NamedTuple):
+    """All that one server serves; the first entry is the model that the engine loads."""
+
+    mode: Literal["merged", "adapters", "base"]
+    entries: tuple[Entry, ...]
+
+    @property
+    def base(self) -> Entry:
+        """The model that the engine loads: a merged one, or the adapters' base."""
+        return self.entries[0]
+
+    @property
+    def model_path(self) -> Path:
+        """Its checkpoint."""
+        return self.base.path
+
+    def find(self, name: object) -> Entry | None:
+        """The entry of exactly this name."""
+        return next((entry for entry in self.entries if entry.name == name), None)
+
+
+def read(model: str, adapters: Path | None = None, *, max_rank: int = 64, name: str = "") -> Catalog:
+    """Find and check what is to be served: `model` is a merged artifact's directory, a hub id, a path or a bundled id.
+
+    `adapters` is one adapter's directory or a directory of them; `name` is what clients shall call `model`.
+
+    Raises:
+        ArtifactError: no such model or adapter; changed, truncated, or made for another base.
+        PreflightError: an adapter that cannot be served here, or two models of one name.
+
+    """
+    base, first = _merged(Path(model), name) if artifact.is_artifact(Path(model)) else _base(model, name)
+    if adapters is None:
+        return Catalog("merged" if first.artifact_id else "base", (first,))
+    facts = preflight.read_base(base)
+    found = (_adapter(path, facts, max_rank) for path in _adapters(adapters))
+    return Catalog("adapters", _all_different([first, *found]))
+
+
+def _merged(path: Path, name: str) -> tuple[ModelSource, Entry]:
+    if artifact.read_manifest(path).kind == "adapter":
+        raise ArtifactError(f"{path} is an adapter, not a model", hint=f"tuneship serve BASE --adapters {path}")
+    opened = artifact.open_artifact(path, kind="merged")
+    manifest = opened.manifest
+    public = _checked(_BASE_NAME, name or manifest.name or path.name, "--name NAME")
+    entry = Entry(public, f"{public}@{opened.id12}", None, path.resolve(), manifest.content_id, manifest.base.id)
+    return ModelSource(str(path.resolve()), "", path.resolve()), entry
+
+
+def _base(model: str, name: str) -> tuple[ModelSource, Entry]:
+    source = resolve(model)
+    weights = checkpoint.weights_sha256(source.path)
+    public = _checked(_BASE_NAME, name or source.name, "--name NAME")
+    return source, Entry(public, f"{public}@{weights[:12]}", None, source.path, "", source.id)
+
+
+def _adapter(path: Path, base: BaseModel, max_rank: int) -> Entry:
+    checked = preflight.check(path, base, max_rank)
+    name = _checked(_ADAPTER_NAME, checked.name, "rename the directory")
+    version = f"{name}@{checked.content_id[:12]}"
+    return Entry(name, version, version, path, checked.content_id, base.record.id)
+
+
+def _adapters(folder: Path) -> list[Path]:
+    """The adapters in `folder`, which may itself be one."""
+    if not folder.is_dir():
+        raise ArtifactError(f"no directory {folder}", hint="--adapters wants an adapter, or a directory of them")
+    found = [path.resolve() for path in [folder, *sorted(folder.iterdir())] if preflight.is_adapter(path)]
+    if not found:
+        raise ArtifactError(f"no adapter in {folder}", hint="an adapter is a directory with an adapter_config.json")
+    return found
+
+
+def _all_different(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    seen: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.name in seen:
+            raise PreflightError(
+                f"two models are called {entry.name!r}: {seen[entry.name].path} and {entry.path}",
+                hint="keep one of them in the directory, or call the base something else with --name",
+            )
+        seen[entry.name] = entry
+    return tuple(seen.values())
+
+
+def _checked(allowed: re.Pattern[str], name: str, hint: str) -> str:
+    if not allowed.fullmatch(name):
+        raise PreflightError(f"{name!r} cannot be the name of a served model", hint=hint)
+    return name

@@ -1,0 +1,144 @@
+"""SGLang as a child process: start it, wait until it really answers, notice its death, end it with all its children.
+
+It is started from the main thread and ends with us whatever happens: on a clean stop it gets SIGTERM and time to
+finish, and if we are killed the kernel ends it, and its workers after it (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from signal import SIGKILL
+
+import psutil
+
+from tuneship.core.errors import EngineError
+from tuneship.core.process import descendants, describe_exit, spawn, stop_tree
+from tuneship.serve import engine_log
+from tuneship.serve.launch import LOOPBACK, EngineConfig, environment, flags
+
+STOP_GRACE_S = 10.0
+_POLL_S = 0.1
+_WORKER = "sglang::"
+"""How SGLang's scheduler and detokenizer call themselves; other children of its come and go."""
+
+
+class Engine:
+    """A running SGLang. Made by `start`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], config: EngineConfig, log: Path) -> None:
+        self.config = config
+        self.log = log
+        self.process = process
+        self._workers: list[psutil.Process] = []
+
+    @property
+    def url(self) -> str:
+        """Where it listens; only the door goes there."""
+        return f"http://{self.config.host}:{self.config.port}"
+
+    @property
+    def death(self) -> str:
+        """Why it no longer serves, in a few words; empty while it does."""
+        code = self.process.poll()
+        if code is not None:
+            return f"it ended with {describe_exit(code)}"
+        gone = [worker for worker in self._workers if not _is_alive(worker)]
+        return f"{len(gone)} of its {len(self._workers)} workers died" if gone else ""
+
+    def failure(self, what: str) -> EngineError:
+        """`what` happened as an error, with the reason from the log."""
+        reason = engine_log.reason(self.log) or self.death
+        return EngineError(f"SGLang {what}{': ' if reason else ''}{reason}", hint=f"the whole log: {self.log}")
+
+    def wait_ready(self, selectors: Sequence[str | None], timeout_s: float) -> None:
+        """Return once every one of `selectors` (adapters by engine name, None for the base) has generated a token.
+
+        Raises:
+            EngineError: it ended, refused a model, or was not ready after `timeout_s`.
+
+        """
+        deadline = time.monotonic() + timeout_s
+        waiting = list(selectors)
+        while waiting:
+            if self.death:
+                raise self.failure("did not start")
+            if time.monotonic() > deadline:
+                raise self.failure(f"did not answer within {timeout_s:g} s")
+            if self._generates(waiting[0], timeout_s=deadline - time.monotonic()):
+                waiting.pop(0)
+            else:
+                time.sleep(_POLL_S)
+        self._workers = [child for child in descendants(self.process.pid) if _name(child).startswith(_WORKER)]
+
+    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
+        """End it: SIGTERM, up to `grace_s` for what is in flight, then whatever is left of its tree."""
+        stop_tree(self.process, grace_s)
+
+    def _generates(self, selector: str | None, timeout_s: float) -> bool:
+        """Whether one token came back; False while nobody listens.
+
+        Raises:
+            EngineError: it listens and refuses.
+
+        """
+        body = {"text": "a", "sampling_params": {"max_new_tokens": 1, "temperature": 0}, "lora_path": selector}
+        connection = http.client.HTTPConnection(self.config.host, self.config.port, timeout=timeout_s)
+        try:
+            connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            answer = response.read()
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+        if response.status in {200, 503}:
+            return response.status == 200
+        said = answer.decode(errors="replace")[:300]
+        raise EngineError(f"SGLang cannot serve {selector or 'the base'}: {said}", hint=f"the whole log: {self.log}")
+
+
+def start(config: EngineConfig, log: Path) -> Engine:
+    """Start SGLang with `config`, its output going to `log`. It is not ready yet, and the caller must `stop` it.
+
+    Raises:
+        EngineError: SGLang is not installed.
+
+    """
+    if importlib.util.find_spec("sglang") is None:
+        raise EngineError("SGLang is not installed", hint="pip install 'tuneship[serve]'")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "-m", "sglang.launch_server", *flags(config)]
+    with log.open("wb") as output:
+        # SIGKILL, not SIGTERM: when we were killed there is nobody left to drain for.
+        process = spawn(argv, env=environment(config, os.environ), stdout=output, on_parent_death=SIGKILL)
+    return Engine(process, config, log)
+
+
+def free_port() -> int:
+    """A port on loopback that is free now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -1,0 +1,127 @@
+"""From what is wanted to SGLang's command line, by pure functions.
+
+    config = configure(recipe.serve, catalog, hardware.detect(), port=31000)
+    flags(config)  # ["--model-path", "/models/base", "--host", "127.0.0.1", ...]
+
+Flags, not SGLang's Python API: they are what SGLang documents, what a log shows, and what a user can repeat by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tuneship.core.cache import cache_dir
+from tuneship.core.hardware import Hardware
+from tuneship.core.recipe import Serve
+from tuneship.serve.catalog import Catalog
+from tuneship.serve.preflight import PROJECTIONS
+from tuneship.serve.sglang_plugin.platform import ENGINE_VARIABLE
+
+LOOPBACK = "127.0.0.1"
+BF16_CAPABILITY = (8, 0)
+
+# On a CPU SGLang would take most of the RAM for its KV cache, and 16 streams are past the machine's knee.
+_CPU_TOKENS = 20_000
+_CPU_REQUESTS = 16
+
+
+@dataclass(frozen=True)
+class LoraLimits:
+    """What is fixed at launch for all adapters. `max_loras` counts adapters, not the base."""
+
+    max_loras: int
+    max_rank: int
+    target_modules: tuple[str, ...] = PROJECTIONS
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """One SGLang server. `adapters` are (engine name, directory); `lora` is None where there are none."""
+
+    model_path: Path
+    served_name: str
+    port: int
+    dtype: str
+    cpu: bool
+    host: str = LOOPBACK
+    context_length: int = 0
+    memory_fraction: float | None = None
+    lora: LoraLimits | None = None
+    adapters: tuple[tuple[str, Path], ...] = ()
+    extra_args: tuple[str, ...] = ()
+
+
+def configure(serve: Serve, catalog: Catalog, hardware: Hardware, port: int) -> EngineConfig:
+    """Choose the engine's settings for this catalog on this machine; the engine listens on loopback only."""
+    adapters = tuple((entry.selector, entry.path) for entry in catalog.entries if entry.selector)
+    return EngineConfig(
+        model_path=catalog.model_path,
+        served_name=catalog.base.name,
+        port=port,
+        dtype=_dtype(serve.dtype, hardware),
+        cpu=not hardware.gpus,
+        context_length=serve.context_length,
+        memory_fraction=None if serve.memory_fraction == "auto" else serve.memory_fraction,
+        lora=LoraLimits(serve.max_loras, serve.max_rank) if adapters else None,
+        adapters=adapters,
+        extra_args=serve.extra_args,
+    )
+
+
+def flags(config: EngineConfig) -> list[str]:
+    """SGLang's arguments for `config`. `extra_args` come last: for a flag given twice SGLang takes the last."""
+    return [
+        *("--model-path", str(config.model_path)),
+        *("--served-model-name", config.served_name),
+        *("--host", config.host),
+        *("--port", str(config.port)),
+        *("--dtype", config.dtype),
+        # Our readiness check is the warm-up: one generated token from every model that is served.
+        "--skip-server-warmup",
+        *(("--context-length", str(config.context_length)) if config.context_length else ()),
+        *(("--mem-fraction-static", str(config.memory_fraction)) if config.memory_fraction else ()),
+        *(_cpu_flags() if config.cpu else ()),
+        *(_lora_flags(config.lora, config.adapters) if config.lora else ()),
+        *config.extra_args,
+    ]
+
+
+def environment(config: EngineConfig, ours: Mapping[str, str]) -> dict[str, str]:
+    """Variables for the engine's process on top of `ours`, its parent's."""
+    added = {
+        ENGINE_VARIABLE: "1",
+        # All that it loads lies on this disk: a look-up on the hub could only hang or surprise.
+        "HF_HUB_OFFLINE": ours.get("HF_HUB_OFFLINE", "1"),
+    }
+    if ours.get("PYTHONDONTWRITEBYTECODE"):
+        # Starting imports thousands of modules: 30 s from bytecode, 100 s without. Where none may be written beside
+        # the sources (many container images say so), it goes to our cache.
+        added |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(cache_dir() / "bytecode")}
+    if config.cpu:
+        # Its workers are forked only while there are no other threads (sglang_plugin/forked_workers.py).
+        added["OPENBLAS_NUM_THREADS"] = "1"
+    return added
+
+
+def _dtype(wanted: str, hardware: Hardware) -> str:
+    if wanted != "auto":
+        return wanted
+    old = any(gpu.capability < BF16_CAPABILITY for gpu in hardware.gpus)
+    return "float16" if old else "bfloat16"
+
+
+def _cpu_flags() -> tuple[str, ...]:
+    return ("--max-total-tokens", str(_CPU_TOKENS), "--max-running-requests", str(_CPU_REQUESTS))
+
+
+def _lora_flags(limits: LoraLimits, adapters: tuple[tuple[str, Path], ...]) -> tuple[str, ...]:
+    return (
+        "--enable-lora",
+        *("--max-loras-per-batch", str(limits.max_loras + 1)),  # SGLang counts the base as one
+        *("--max-lora-rank", str(limits.max_rank)),
+        # By name: `all` would wrap the embeddings too.
+        *("--lora-target-modules", *limits.target_modules),
+        *("--lora-paths", *(f"{name}={path}" for name, path in adapters)),
+    )

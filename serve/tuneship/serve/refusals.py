@@ -1,0 +1,70 @@
+"""Errors as OpenAI's clients know them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NamedTuple
+
+from starlette.responses import JSONResponse, Response
+
+from tuneship.core.endpoint import VERSION_HEADER
+
+
+class Refusal(Exception):
+    """A request that gets no answer from the model. `version` is set once it is known which model was meant."""
+
+    def __init__(self, status: int, code: str, message: str, *, param: str | None = None, version: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.version = version
+        self._error = {"message": message, "type": _type(status), "param": param, "code": code}
+
+    def response(self) -> Response:
+        """Render it as the HTTP answer."""
+        headers = {VERSION_HEADER: self.version} if self.version else {}
+        return JSONResponse({"error": self._error}, status_code=self.status, headers=headers)
+
+    def event(self) -> bytes:
+        """Render it as the last event of a stream whose status line is long gone."""
+        return f"data: {json.dumps({'error': self._error})}\n\n".encode()
+
+
+def unknown_model(name: object) -> Refusal:
+    """Nothing here has that name, whatever SGLang would have made of it."""
+    shown = repr(name) if isinstance(name, str) else "it"
+    message = f"The model {shown} does not exist." if name is not None else "The request names no model."
+    return Refusal(404, "model_not_found", message, param="model")
+
+
+def engine_unavailable(version: str = "") -> Refusal:
+    """The engine does not answer, or stopped in the middle."""
+    return Refusal(503, "engine_unavailable", "The inference engine is not available.", version=version)
+
+
+class UpstreamError(NamedTuple):
+    """What the engine said when it refused. Its own faults are not passed on: they may name paths."""
+
+    status: int
+    body: bytes
+
+    def refusal(self, version: str) -> Refusal:
+        """Say it in the same words and OpenAI's form."""
+        if self.status == 503:
+            return engine_unavailable(version)
+        if self.status >= 500:
+            return Refusal(502, "engine_error", "The inference engine failed on this request.", version=version)
+        return Refusal(self.status, "invalid_request", _message(self.body), version=version)
+
+
+def _type(status: int) -> str:
+    return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def _message(body: bytes) -> str:
+    try:
+        said: Any = json.loads(body)
+    except ValueError:
+        return "The inference engine refused this request."
+    nested = said.get("error") if isinstance(said, dict) else None
+    message = (nested if isinstance(nested, dict) else said).get("message") if isinstance(said, dict) else None
+    return str(message or "The inference engine refused this request.")

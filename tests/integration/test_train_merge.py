@@ -1,0 +1,250 @@
+"""`tuneship train` and `tuneship merge` on a tiny real model: artifacts, evidence, resume, and every way to be stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tuneship.core.artifact import open_artifact
+from tuneship.core.parity import Parity, read_reference
+from tuneship.core.rundir import RunDir
+
+pytestmark = pytest.mark.integration
+
+ROWS = 48
+RECIPE = """
+name = "tiny"
+[model]
+id = "{model}"
+dtype = "float32"
+[data]
+train = "train.jsonl"
+heldout = "heldout.jsonl"
+[lora]
+rank = 8
+[train]
+effective_batch = 8
+steps = 12
+learning_rate = 5e-3
+optimizer = "adamw"
+[merge]
+max_nll_increase = 0.5
+"""
+
+
+def write_rows(path: Path, count: int, first: int = 0) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"count {i}"}, {"role": "assistant", "content": f"the total is {i}"}]}
+        for i in range(first, first + count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def project(tiny_model, tmp_path_factory) -> Path:
+    """A folder with a recipe and its data."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "tiny.toml").write_text(RECIPE.format(model=tiny_model))
+    write_rows(folder / "train.jsonl", ROWS)
+    write_rows(folder / "heldout.jsonl", 16, first=100)
+    return folder
+
+
+def command(*args: object) -> list[str]:
+    return [sys.executable, "-m", "tuneship", *map(str, args)]
+
+
+def tuneship(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*args), cwd=cwd, capture_output=True, text=True, timeout=200, check=False)
+
+
+@pytest.fixture(scope="module")
+def merged(project) -> RunDir:
+    """A run that trained and merged."""
+    done = tuneship("up", "tiny.toml", "--until", "merge", cwd=project)
+    assert done.returncode == 0, done.stderr
+    return RunDir(project / "runs" / "tiny")
+
+
+def test_the_adapter_says_where_it_comes_from(merged, tiny_model):
+    (path,) = merged.artifacts.glob("adapter-*")
+    manifest = open_artifact(path, kind="adapter").manifest
+    assert manifest.base.id == str(tiny_model)
+    assert manifest.base.architecture == "LlamaForCausalLM"
+    assert manifest.quantization.method == "nf4"
+    assert manifest.lora is not None
+    assert manifest.lora.target_modules == (
+        "down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"
+    )  # fmt: skip
+    assert manifest.end_token_ids == (2,)
+    assert manifest.data is not None
+    assert manifest.data.rows == ROWS
+    assert 0 < manifest.data.loss_tokens < manifest.data.tokens
+    assert "torch" in manifest.versions
+
+
+def test_the_loss_falls_and_every_step_is_on_record(merged):
+    lines = (merged.latest("train") / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 1
+
+
+def test_the_evidence_replays_what_training_knew(merged):
+    (path,) = merged.artifacts.glob("adapter-*")
+    rows = list(read_reference(path / "evidence"))
+    assert len(rows) == 16
+    for row in rows:
+        assert len(row.input_ids) == len(row.loss_mask) == len(row.base) == len(row.trained)
+    answer = [(b, t) for row in rows for b, t, m in zip(row.base, row.trained, row.loss_mask, strict=True) if m]
+    assert sum(t for _, t in answer) > sum(b for b, _ in answer), "the trained model is no better than its base"
+
+
+def test_the_merged_checkpoint_passed_parity_and_stops_where_training_stopped(merged):
+    (path,) = merged.artifacts.glob("merged-*")
+    artifact = open_artifact(path, kind="merged")
+    parity = Parity.model_validate_json((path / "evidence" / "parity-1.json").read_text())
+    assert parity.passed
+    assert not parity.forced
+    assert 0 <= parity.kl_mean < 1
+    assert parity.nll < parity.nll_base
+    assert json.loads((path / "generation_config.json").read_text())["eos_token_id"] == [2]
+    assert (path / "chat_template.jinja").exists()
+    assert artifact.manifest.parents == (open_artifact(next(merged.artifacts.glob("adapter-*"))).manifest.content_id,)
+
+
+def test_the_merged_logits_are_the_adapters_on_the_same_base(merged, tiny_model):
+    """In float32 on the unquantized base, merging is exact to rounding."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    (adapter,) = merged.artifacts.glob("adapter-*")
+    (path,) = merged.artifacts.glob("merged-*")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        wanted = PeftModel.from_pretrained(base, adapter)(ids).logits
+        got = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)(ids).logits
+    torch.testing.assert_close(got, wanted, atol=2e-3, rtol=2e-3)
+
+
+def test_a_second_up_does_nothing_and_a_changed_recipe_does_it_again(merged, project):
+    again = tuneship("up", "tiny.toml", "--until", "merge", cwd=project)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("unchanged") == 2
+    planned = tuneship("up", "tiny.toml", "--until", "train", "--train.steps", "3", "--run", "runs/other", cwd=project)
+    assert planned.returncode == 0, planned.stderr
+    assert "unchanged" not in planned.stderr
+
+
+def test_parity_over_the_limit_is_refused_and_force_is_recorded(merged, project):
+    refused = tuneship("up", "tiny.toml", "--until", "merge", "--merge.max_nll_increase", "0", cwd=project)
+    kept = merged.path / "artifacts"
+    if refused.returncode == 0:
+        pytest.fail("merging into the original base was no worse at all than the NF4 model: the limit was not tried")
+    assert "nats per token worse than the trained one (limit 0.0" in refused.stderr
+    before = set(kept.iterdir())
+    forced = tuneship("up", "tiny.toml", "--until", "merge", "--merge.max_nll_increase", "0", "--force", cwd=project)
+    assert forced.returncode == 0, forced.stderr
+    assert set(kept.iterdir()) >= before
+    assert not list(kept.glob(".draft-*"))
+
+
+def test_a_changed_adapter_is_refused_by_name(merged, project, tmp_path):
+    copy = tmp_path / "run"
+    subprocess.run(["cp", "-r", merged.path, copy], check=True)
+    (adapter,) = copy.glob("artifacts/adapter-*")
+    weights = adapter / "adapter_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    refused = tuneship("merge", copy, cwd=project)
+    assert refused.returncode == 1
+    assert "adapter_model.safetensors was changed after it was written" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def start_training(project: Path, run: str) -> subprocess.Popen[str]:
+    args = command("train", "tiny.toml", "--train.steps", "100000", "--run", run)
+    return subprocess.Popen(args, cwd=project, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_steps(run: RunDir) -> psutil.Process:
+    """The stage's process, once it is training."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (run.latest("train") / "metrics.jsonl").exists():
+            return next(
+                p for p in psutil.process_iter(["cmdline"]) if str(run.path) in " ".join(p.info["cmdline"] or [])
+                and "tuneship.train" in (p.info["cmdline"] or [])
+            )  # fmt: skip
+        time.sleep(0.2)
+    raise AssertionError("training never began")
+
+
+@pytest.mark.parametrize(("sig", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_training_leaves_nothing_behind(project, sig, code):
+    run = RunDir(project / "runs" / f"stopped-{sig.name}")
+    process = start_training(project, str(run.path))
+    stage = wait_for_steps(run)
+    process.send_signal(sig)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == code, stderr
+    assert not stage.is_running()
+    assert not list(run.artifacts.glob("*"))
+    assert "Traceback" not in stderr
+
+
+def test_a_stage_that_the_kernel_kills_is_one_clear_error(project):
+    run = RunDir(project / "runs" / "killed")
+    process = start_training(project, str(run.path))
+    wait_for_steps(run).kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "the train stage ended with SIGKILL (the kernel ends processes so when memory runs out)" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_kill_9_of_tuneship_takes_the_stage_with_it(project):
+    run = RunDir(project / "runs" / "orphan")
+    process = start_training(project, str(run.path))
+    stage = wait_for_steps(run)
+    process.kill()
+    process.communicate(timeout=30)
+    stage.wait(timeout=30)
+    again = tuneship("train", "tiny.toml", "--train.steps", "2", "--run", run.path, cwd=project)
+    assert again.returncode == 0, again.stderr
+    assert not list(run.artifacts.glob(".draft-*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_is_one_clear_error_and_no_half_artifact(project, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", small], check=False)
+    if mounted.returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        full = tuneship("train", "tiny.toml", "--train.steps", "1", "--run", small / "run", cwd=project)
+        assert full.returncode == 1
+        assert "the disk is full" in full.stderr
+        assert "Traceback" not in full.stderr
+        assert not list((small / "run" / "artifacts").glob("*"))
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_an_empty_data_file_is_one_clear_error(project):
+    (project / "empty.jsonl").write_text("")
+    refused = tuneship("train", "tiny.toml", "--data.train", "empty.jsonl", "--run", "runs/empty", cwd=project)
+    assert refused.returncode == 1
+    assert "empty.jsonl holds no usable row" in refused.stderr

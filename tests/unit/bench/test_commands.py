@@ -1,0 +1,82 @@
+"""The verbs as the command line runs them: arguments as text, tables to stdout, talk to stderr, files in a folder."""
+
+import json
+
+import cyclopts
+import pytest
+
+from tuneship.bench import commands
+from tuneship.core.errors import EndpointError, TuneshipError
+from tuneship.core.report import read_report
+
+
+@pytest.fixture
+def app():
+    app = cyclopts.App(result_action="return_value")
+    app.command(commands.load, name="load")
+    app.command(commands.eval_, name="eval")
+    app.command(commands.compare, name="compare")
+    return lambda line: app(line, exit_on_error=False, print_error=False)
+
+
+def test_load(app, server, tmp_path, capsys) -> None:
+    out = tmp_path / "one"
+    app(f"load {server.url} --rates 20 40 --duration-s 1 --arrivals constant --output-tokens 3 --out {out}")
+    talk = capsys.readouterr()
+    assert "TTFT p50/p99 ms" in talk.out
+    assert talk.out.count("\n") == 3  # a header and two levels, no line cut in two
+    assert "warming up steady" in talk.err
+    assert "report.html" in talk.err
+    report = read_report(out / "report.json")
+    assert [(level.rate, level.completed, level.arrivals) for level in report.load] == [
+        (20, 20, "constant"),
+        (40, 40, "constant"),
+    ]
+    assert report.endpoint == {"url": server.url}
+    assert (out / "report.html").stat().st_size > 500_000
+    with pytest.raises(TuneshipError, match="already holds a report"):
+        app(f"load {server.url} --rates 20 --duration-s 1 --out {out}")
+
+
+def test_eval(app, server, tmp_path, capsys, monkeypatch) -> None:
+    rows = [[{"role": "user", "content": "say ok"}, {"role": "assistant", "content": word}] for word in ("OK", "no")]
+    (tmp_path / "words.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    app(f"eval {server.url} --task exact --data words.jsonl")
+    assert "0.500" in capsys.readouterr().out
+    (folder,) = tmp_path.glob("bench-*")
+    result = read_report(folder / "report.json").eval[0]
+    assert (result.task, result.score, result.role, result.items) == ("exact", 0.5, "other", 2)
+    assert (folder / result.items_file).is_file()
+    assert "say ok" in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "load URL --rates 0",
+        "load URL --rates fast",
+        "load URL --duration-s -1",
+        "load URL --arrivals trace",
+        "eval URL --data x.jsonl",
+        "eval URL --task exact --data x --limit 0",
+    ],
+)
+def test_usage(app, line: str) -> None:
+    with pytest.raises(cyclopts.CycloptsError):
+        app(line)
+
+
+def test_a_bench_that_fails_leaves_no_folder(app, server, behaviour, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.behaviours["broken"] = behaviour(fault="http_500")
+    with pytest.raises(EndpointError, match="warm-up"):
+        app(f"load {server.url} --model broken")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_of_what_could_not_start(app, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EndpointError, match="does not answer"):
+        app("load http://127.0.0.1:9")
+    assert list(tmp_path.iterdir()) == []

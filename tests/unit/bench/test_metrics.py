@@ -1,0 +1,72 @@
+"""The definitions, on records whose figures can be worked out by hand, and against SGLang's where it has them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tuneship.bench import metrics
+from tuneship.bench.load import Recording
+from tuneship.bench.stream import RequestRecord
+
+
+def _record(sent_s: float, chunks_s: list[float], end_s: float, tokens: int, **more) -> RequestRecord:
+    ended = {"error": "", "output_tokens": tokens, "input_tokens": 10, "model": "m", "scheduled_s": sent_s} | more
+    return RequestRecord(sent_s=sent_s, chunks_s=chunks_s, end_s=end_s, **ended)
+
+
+def _summary(*records: RequestRecord, lag_s: tuple[float, ...] = ()):
+    recording = Recording(list(records), list(lag_s))
+    return metrics.summarise(recording, workload="w", model="m", arrivals="poisson", rate=2)
+
+
+def test_by_hand() -> None:
+    result = _summary(
+        _record(1.0, [1.1, 1.2, 1.5], 1.6, tokens=6),
+        _record(2.0, [2.3], 2.4, tokens=1),  # one token: no TPOT
+        _record(0.5, [0.6], 9.0, tokens=0, error="timeout"),
+    )
+    assert result.ttft_ms.mean == pytest.approx((100 + 300) / 2)
+    assert result.ttft_ms.p50 == pytest.approx(200)
+    assert result.ttft_ms.p90 == pytest.approx(280)
+    assert result.tpot_ms.mean == pytest.approx(500 / 5)
+    assert result.itl_ms.mean == pytest.approx((100 + 300) / 2)
+    assert result.e2e_ms.mean == pytest.approx((600 + 400) / 2)
+    assert result.duration_s == pytest.approx(8.5)  # errors took their time too
+    assert result.output_tokens_per_s == pytest.approx(7 / 8.5)
+    assert (result.requests, result.completed, result.errors) == (3, 2, {"timeout": 1})
+    assert result.samples["e2e_ms"] == pytest.approx([400, 600])
+
+
+def test_definitions_are_those_of_sglangs_benchmark() -> None:
+    """Their formulas, from sglang/benchmark/serving.py, on the same records."""
+    records = [_record(i, [i + 0.1 + 0.01 * j * (1 + i % 3) for j in range(8)], i + 0.5, tokens=9) for i in range(40)]
+    result = _summary(*records)
+    itls, tpots = [], []
+    for r in records:
+        latency, ttft = r.end_s - r.sent_s, r.chunks_s[0] - r.sent_s
+        tpots.append((latency - ttft) / (r.output_tokens - 1))
+        itls += [b - a for a, b in zip(r.chunks_s, r.chunks_s[1:], strict=False)]
+    assert result.itl_ms.p99 == pytest.approx(np.percentile(itls, 99) * 1000)
+    assert result.tpot_ms.p50 == pytest.approx(np.median(tpots) * 1000)
+
+
+@pytest.mark.parametrize(
+    ("lag_ms", "ttft_ms", "valid"),
+    [(1.5, 10, True), (3, 10, False), (3, 100, True), (6, 100, False), (19, 5000, True), (25, 5000, False)],
+)
+def test_the_lag_that_a_client_may_have(lag_ms: float, ttft_ms: float, valid: bool) -> None:
+    """5 % of the median TTFT, at least 2 ms and at most 20 ms; from dispatch or from the event loop."""
+    late_wakes = _summary(_record(0, [ttft_ms / 1e3], 9, 2), lag_s=(lag_ms / 1e3,) * 100)
+    late_sends = _summary(_record(lag_ms / 1e3, [(ttft_ms + lag_ms) / 1e3], 9, 2, scheduled_s=0.0))
+    for result in (late_wakes, late_sends):
+        assert result.client.lag_p99_ms == pytest.approx(lag_ms)
+        assert result.client.valid is valid
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=2000))
+def test_thinned_samples_keep_ends_and_order(values: list[float]) -> None:
+    kept = metrics.thin(values)
+    assert len(kept) == min(len(values), 512)
+    assert kept == sorted(kept)
+    assert (kept[0], kept[-1]) == pytest.approx((min(values), max(values)), abs=1e-3)

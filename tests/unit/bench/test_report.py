@@ -1,0 +1,124 @@
+"""`report.html`: loads nothing from anywhere, escapes what models say, and shows what was measured."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from tuneship.bench import charts
+from tuneship.bench.report import format_ms, render, write_html
+from tuneship.core.parity import Parity
+from tuneship.core.report import LossPoint
+
+PARITY = Parity(
+    reference="trained", candidate="merged", rows=200, tokens=6012, nll_base=1.9, nll_reference=0.071, nll=0.0724,
+    kl_mean=0.0021, kl_p99=0.031, limit=0.02, passed=True,
+)  # fmt: skip
+TRAINING = [LossPoint(step=n, loss=2.0 / (1 + n), tokens_per_s=150, learning_rate=1e-4) for n in range(1, 40)]
+
+
+class _Loads(HTMLParser):
+    """Every URL that a browser would fetch by itself, from attributes; links that a reader may click are not such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        loading = {"src", "srcset", "data", "poster", "background"} | ({"href"} if tag != "a" else set())
+        self.urls += [value or "" for name, value in attrs if name in loading]
+
+
+@pytest.fixture
+def full(make_report, make_eval, tmp_path):
+    """A report with every section, its items files beside it."""
+    for role, answer, score in (("base", "<script>alert(1)</script> \ud800", 0.25), ("tuned", '{"total": 3}', 1.0)):
+        items = [
+            {"index": n, "prompt": [{"role": "user", "content": f"Invoice {n}: pay 3 & go"}],
+             "reference": '{"total": 3}', "answer": answer, "score": score, "error": ""}
+            for n in range(5)
+        ]  # fmt: skip
+        (tmp_path / f"{role}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    evals = [
+        make_eval(role="base", score=0.25, items_file="base.jsonl"),
+        make_eval(role="tuned", score=0.912, items_file="tuned.jsonl"),
+    ]
+    return make_report(eval=evals, parity=PARITY, training=TRAINING, provenance={"command": "tuneship up x.toml"})
+
+
+def test_loads_nothing(full, tmp_path) -> None:
+    write_html(full, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    parser = _Loads()
+    parser.feed(html)
+    assert parser.urls == []
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#|data:)", html.split("</style>")[0])
+    assert not re.search(r'"url":\s*"', html.split("const specs")[1])  # no chart fetches its data
+    assert "default-src 'none'" in html  # and the browser is told to refuse it if one did
+    assert not re.search(r"cdn\.|jsdelivr|unpkg|googleapis", html)
+
+
+def test_shows_what_was_measured(full, tmp_path) -> None:
+    html = render(full, tmp_path)
+    page = html.split("<script>")[0]
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    for expected in (
+        "0.25 → 0.91",
+        "0.250 ± 0.020 0.912 ± 0.020 +0.662",
+        "84.0 ms median at 4 requests/s",
+        "Parity passed",
+        "6,012 answer tokens",
+        "+0.0014",
+        "tuneship up x.toml",
+        "Invoice 0: pay 3 &amp; go",
+        "39 logged steps",
+    ):
+        assert expected in text.replace("&rarr;", "→").replace("&plusmn;", "±").replace("&middot;", "·"), expected
+    assert "{&#34;total&#34;: 3}" in page
+    for chart in ("loss", "ttft_ms", "itl_ms", "e2e_ms"):
+        assert f'id="{chart}"' in page
+
+
+def test_what_models_say_is_text(full, tmp_path) -> None:
+    write_html(full, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; ?" in html
+    assert html.count("<script>") == html.count("</script>") == 2
+
+
+def test_tells_why_not_to_believe_it(make_report, make_level, make_eval, tmp_path) -> None:
+    level = make_level(
+        16, client={"lag_p99_ms": 33.0, "valid": False}, errors={"timeout": 4, "http_500": 2}, completed=34
+    )
+    failed = PARITY.model_copy(update={"passed": False, "forced": True})
+    html = render(make_report(load=[level], eval=[make_eval(errors=3)], parity=failed), tmp_path)
+    for warning in (
+        "the load generator itself lagged by 33.0 ms",
+        "6 of 40 requests failed: 2 http_500, 4 timeout.",
+        "3 of 200 items of json-fields (tuned) failed",
+        "over the parity limit and was forced",
+    ):
+        assert warning in html
+
+
+def test_an_empty_report_is_a_page_too(make_report, tmp_path) -> None:
+    html = render(make_report(load=[], eval=[]), tmp_path)
+    assert "Provenance" in html
+    assert "<script>" not in html
+
+
+def test_ecdf_is_the_empirical_distribution(make_level) -> None:
+    level = make_level(4, samples={"ttft_ms": [10.0, 20.0, 30.0, 40.0]})
+    spec = charts.latency_ecdf([level], "ttft_ms", "TTFT")
+    rows = next(iter(spec["datasets"].values())) if "datasets" in spec else spec["data"]["values"]
+    assert [(row["ms"], row["share"]) for row in rows] == [(10, 0.25), (20, 0.5), (30, 0.75), (40, 1.0)]
+    assert charts.latency_ecdf([level], "itl_ms", "ITL") is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, "-"), (4.368, "4.37"), (43.68, "43.7"), (436.8, "437"), (4368, "4,368"), (0.0, "0.00")]
+)
+def test_three_figures(value, text: str) -> None:
+    assert format_ms(value) == text

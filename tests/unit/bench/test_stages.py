@@ -1,0 +1,123 @@
+"""The stages of `up` against a real server; what matters in a child process is tried in one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tuneship.bench.stages import baseline, bench, newest_parity, read_training
+from tuneship.core import recipe_file
+from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel, write_endpoint
+from tuneship.core.errors import EndpointError
+from tuneship.core.recipe import Recipe
+from tuneship.core.report import read_report
+from tuneship.core.rundir import RunDir
+from tuneship.core.stage import Job, run_job
+
+PARITY = {
+    "reference": "trained", "candidate": "merged", "rows": 2, "tokens": 9, "nll_base": 2, "nll_reference": 1, "nll": 1,
+    "kl_mean": 0, "kl_p99": 0, "limit": 0.02, "passed": True,
+}  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path, server) -> RunDir:
+    """A run directory with a recipe, a task file and an endpoint."""
+    rows = [[{"role": "user", "content": str(n)}, {"role": "assistant", "content": '{"ok": 1}'}] for n in range(4)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    recipe = Recipe.model_validate(
+        {
+            "name": "tiny",
+            "model": {"id": "any"},
+            "data": {"train": "train.jsonl"},
+            "bench": {
+                "load": {"rates": [20], "duration_s": 1, "output_tokens": 3, "input_tokens": 5},
+                "eval": [{"task": "json-fields", "data": str(tmp_path / "task.jsonl")}],
+            },
+        }
+    )
+    run = RunDir(tmp_path / "run")
+    run.path.mkdir()
+    recipe_file.save(recipe, run.recipe)
+    (run.path / "command.txt").write_text("tuneship up tiny.toml\n")
+    models = [ServedModel(name="tiny", version="tiny@1", artifact_id="1", base_id="b")]
+    engine = EngineInfo(version="0.5.17", flags=["--dtype", "bfloat16"])
+    endpoint = Endpoint(url=server.url, mode="merged", pid=1, started_at="now", engine=engine, models=models)
+    write_endpoint(endpoint, run.endpoint)
+    return run
+
+
+def _job(run: RunDir, stage: str, model: str, **inputs: Path) -> Job:
+    paths = {"endpoint": str(run.endpoint), "model": model} | {name: str(path) for name, path in inputs.items()}
+    return Job(stage=stage, input_id="i", run_path=run.path, attempt=run.new_attempt(stage), inputs=paths)
+
+
+def test_baseline_then_bench(run, server, behaviour, tmp_path, capsys) -> None:
+    server.behaviours |= {
+        "base": behaviour(reply=lambda _: "I do not know."),
+        "tiny": behaviour(ttft_s=0.02, itl_s=0.01, reply=lambda _: '{"ok": 1}'),
+    }
+    scored = baseline(_job(run, "baseline", "base"))
+    assert scored == run.path / "stages/baseline/attempt-1/eval.json"
+
+    train = tmp_path / "train"
+    train.mkdir()
+    lines = [{"step": n, "total": 3, "loss": 1 / n, "tokens_per_s": 9.0, "learning_rate": 1e-4} for n in (1, 2, 3)]
+    (train / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    output = run_job(_job(run, "bench", "tiny", baseline=scored, train_attempt=train), "tuneship.bench")
+    assert output == run.report
+    report = read_report(output)
+    assert [(r.role, r.model, r.score) for r in report.eval] == [("base", "base", 0), ("tuned", "tiny", 1)]
+    assert all((run.path / r.items_file).is_file() for r in report.eval)
+    assert not any(Path(r.items_file).is_absolute() for r in report.eval)  # the run can be moved
+    assert (report.load[0].rate, report.load[0].errors) == (20, {})
+    assert [point.step for point in report.training] == [1, 2, 3]
+    assert report.testbed.flags == ["--dtype bfloat16"]
+    assert report.provenance["command"] == "tuneship up tiny.toml"
+    html = (run.path / "report.html").read_text()
+    assert "I do not know." in html
+    assert "eval json-fields-task tuned  4/4" in capsys.readouterr().err  # progress came through the pipe
+
+
+def test_a_server_that_is_gone_is_one_clear_error(run, server, behaviour) -> None:
+    server.behaviours["tiny"] = behaviour(fault="http_500")
+    with pytest.raises(EndpointError, match=r"4 requests in a row .* failed: InternalServerError"):
+        bench(_job(run, "bench", "tiny"))
+    assert not run.report.exists()
+
+
+def test_sigterm_in_mid_load_ends_it_at_once(run, server, behaviour) -> None:
+    server.behaviours["tiny"] = behaviour(ttft_s=0.02, itl_s=30, reply=lambda _: '{"ok": 1}')
+    job = _job(run, "bench", "tiny")
+    (job.attempt / "job.json").write_text(job.model_dump_json())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tuneship.bench", str(job.attempt)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 60
+    while not any(body.get("stream") for body in server.bodies):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    said, _ = process.communicate(timeout=10)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"Traceback" not in said
+    assert not run.report.exists()
+
+
+def test_newest_parity_is_the_highest_number(tmp_path) -> None:
+    assert newest_parity(tmp_path) is None
+    for number in (1, 2, 10):
+        (tmp_path / f"parity-{number}.json").write_text(json.dumps(PARITY | {"rows": number}))
+    assert newest_parity(tmp_path).rows == 10
+
+
+def test_training_lines_of_another_kind_are_passed_over(tmp_path) -> None:
+    assert read_training(tmp_path) == []
+    lines = ['{"step": 1, "total": 2, "loss": 0.5}', '{"step": 2, "loss": NaN}', '{"note": "end"}', '{"step": 3, "lo']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    assert [point.step for point in read_training(tmp_path)] == [1]

@@ -1,0 +1,146 @@
+"""The recipe's values: what is refused, by which name, and that every default is valid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from tuneship.core import recipe_file
+from tuneship.core.errors import ExitCode, RecipeError
+from tuneship.core.recipe import Recipe
+
+REPOSITORY = Path(__file__).parents[3]
+SHIPPED = sorted((REPOSITORY / "recipes").glob("*.toml"))
+
+NOT_YET: dict[str, Any] = {
+    "data.format": ["sharegpt", "alpaca", "text"],
+    "data.columns": [{"prompt": "instruction"}],
+    "data.template": ["{{ messages }}"],
+    "lora.rslora": [True],
+    "train.method": ["full"],
+    "train.backend": ["unsloth"],
+    "train.strategy": ["ddp", "fsdp2"],
+    "train.packing": [True],
+    "merge.base": ["dequantized"],
+    "serve.mode": ["auto"],
+    "serve.quantization": ["nf4", "fp8", "w4a16"],
+    "bench.load.rates": ["sweep"],
+}
+
+
+def tree(key: str = "", value: Any = None) -> dict[str, Any]:
+    """The smallest recipe, with one value at a dotted key."""
+    root: dict[str, Any] = {"model": {"id": "org/base"}, "data": {"train": "train.jsonl"}}
+    if key:
+        *parents, last = key.split(".")
+        here = root
+        for part in parents:
+            here = here.setdefault(part, {})
+        here[last] = value
+    return root
+
+
+def refused(tmp_path: Path, content: dict[str, Any]) -> RecipeError:
+    path = tmp_path / "recipe.toml"
+    path.write_text(tomli_w.dumps(content))
+    with pytest.raises(RecipeError) as caught:
+        recipe_file.load(path)
+    assert str(path) in caught.value.message
+    assert caught.value.exit_code == ExitCode.USAGE
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in NOT_YET.items() for value in values], ids=lambda v: str(v)[:20]
+)
+def test_a_value_whose_work_comes_later_is_refused_by_name(tmp_path: Path, key: str, value: Any):
+    error = refused(tmp_path, tree(key, value))
+    assert "is not yet supported" in error.message
+    assert key.rpartition(".")[2] in error.message
+
+
+def test_lm_eval_tasks_are_refused_by_name(tmp_path: Path):
+    content = tree() | {"bench": {"eval": [{"task": "lm-eval:mmlu", "data": "x"}]}}
+    assert "'lm-eval:mmlu' is not yet supported" in refused(tmp_path, content).message
+
+
+def test_the_list_above_names_every_value_that_the_code_refuses():
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    sections["bench.load"] = sections["bench"].model_fields["load"].annotation
+    in_code = {
+        (f"{name}.{key}", str(value))
+        for name, section in sections.items()
+        for key, values in getattr(section, "not_yet", {}).items()
+        for value in values
+    }
+    listed = {(key, str(value)) for key, values in NOT_YET.items() for value in values}
+    assert in_code - listed == set()
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (tree("train.method", "lora"), ("train.method", "quantization.method")),
+        (tree("quantization.method", "none"), ("train.method", "quantization.method")),
+        (tree("train.micro_batch", 5), ("micro_batch", "effective_batch")),
+        (tree("serve.mode", "adapters") | {"lora": {"rank": 128}}, ("lora.rank", "serve.max_rank")),
+    ],
+)
+def test_contradictions_name_both_fields(tmp_path: Path, content: dict[str, Any], names: tuple[str, str]):
+    message = refused(tmp_path, content).message
+    assert all(name in message for name in names)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.micro_batch", "many", "input should be 'auto' or a valid integer"),
+        ("train.micro_batch", 0, "input should be 'auto' or greater than or equal to 1"),
+        ("bench.load.rates", "swep", "input should be 'sweep' or a valid list"),
+        ("bench.load.rates", [1, -1], "'bench.load.rates.1' = -1: input should be greater than 0"),
+        ("train.learning_rate", float("inf"), "finite"),
+        ("train.learning_rate", float("nan"), "finite"),
+        ("train.learning_rate", -1.0, "greater than 0"),
+        ("lora.dropout", 1.0, "less than 1"),
+        ("serve.port", 65536, "65535"),
+        ("serve.memory_fraction", 1.5, "'auto' or less than 1"),
+        ("data.max_length", 3, "16"),
+        ("name", "a/b", "match pattern"),
+        ("model", 3, "valid table"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_key_and_reason(tmp_path: Path, key: str, value: Any, says: str):
+    message = refused(tmp_path, tree(key, value)).message
+    assert key in message
+    assert says in message
+
+
+@pytest.mark.parametrize("key", ["model.id", "data.train"])
+def test_a_missing_key_is_named(tmp_path: Path, key: str):
+    content = tree()
+    del content[key.split(".", maxsplit=1)[0]][key.split(".")[1]]
+    error = refused(tmp_path, content)
+    assert f"{key!r} is missing" in error.message
+    assert "model.id and data.train" in error.hint
+
+
+def test_a_recipe_is_frozen():
+    recipe = Recipe.model_validate(tree())
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.lora.rank = 8  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_recipes_load_and_their_data_is_there(path: Path):
+    recipe = recipe_file.load(path)
+    patterns = [recipe.data.train, recipe.data.heldout, *(task.data for task in recipe.bench.eval)]
+    for pattern in patterns:
+        assert recipe_file.data_files(pattern)
+
+
+def test_shipped_recipes_have_names_of_their_own():
+    names = [recipe_file.load(path).name for path in SHIPPED]
+    assert len(set(names)) == len(names) >= 4

@@ -1,0 +1,92 @@
+"""A start that fails: noticed at once, told in one sentence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tuneship.core.errors import EngineError
+from tuneship.core.process import spawn
+from tuneship.serve import engine_log
+from tuneship.serve.engine import Engine, free_port
+from tuneship.serve.launch import EngineConfig
+
+
+def child(program: str, log: Path) -> Engine:
+    """An engine whose process runs `program` instead of SGLang."""
+    with log.open("wb") as output:
+        process = spawn([sys.executable, "-c", program], stdout=output)
+    return Engine(process, EngineConfig(Path("/m"), "m", free_port(), "float32", cpu=True), log)
+
+
+def test_an_early_exit_is_noticed_at_once(tmp_path: Path):
+    engine = child("raise ValueError('no such backend')", tmp_path / "log")
+    began = time.monotonic()
+    with pytest.raises(EngineError, match=r"^SGLang did not start: ValueError: no such backend$") as caught:
+        engine.wait_ready([None], timeout_s=60)
+    assert time.monotonic() - began < 10
+    assert str(tmp_path / "log") in caught.value.hint
+
+
+def test_an_exit_without_a_word(tmp_path: Path):
+    engine = child("import os; os.kill(os.getpid(), 9)", tmp_path / "log")
+    with pytest.raises(EngineError, match=r"SIGKILL .*memory"):
+        engine.wait_ready([None], timeout_s=60)
+
+
+def test_a_start_that_takes_too_long(tmp_path: Path):
+    engine = child("import time; time.sleep(60)", tmp_path / "log")
+    try:
+        with pytest.raises(EngineError, match=r"did not answer within 0\.5 s$"):
+            engine.wait_ready([None], timeout_s=0.5)
+    finally:
+        engine.stop(grace_s=1)
+    assert engine.process.poll() is not None
+
+
+def test_stop_is_harmless_when_it_is_dead(tmp_path: Path):
+    engine = child("pass", tmp_path / "log")
+    engine.process.wait()
+    engine.stop()
+    assert engine.death == "it ended with exit code 0"
+
+
+WORKER_FELL = """\
+[2026-11-22 06:10:58] Ignore import error when loading sglang.srt.models.x: No module named 'vllm'
+[2026-11-22 06:11:00] Scheduler hit an exception: Traceback (most recent call last):
+  File "scheduler.py", line 1, in run
+torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB
+[2026-11-22 06:11:01] Received sigquit from a child process. It usually means the child failed.
+EOFError: ran out
+"""
+LOGS = {
+    "usage": (
+        "usage: launch_server.py [-h]\nlaunch_server.py: error: unrecognized arguments: --no-such-flag\n",
+        "unrecognized arguments: --no-such-flag",
+    ),
+    "the worker's traceback, then the fall": (
+        WORKER_FELL,
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+    ),
+    "killed worker": (
+        "[2026-11-22 06:11:00] Subprocess scheduler_0 (pid=7) crashed with exit code -9. Triggering SIGQUIT\n",
+        "Subprocess scheduler_0 (pid=7) crashed with exit code -9. Triggering SIGQUIT",
+    ),
+    "nothing": ("loading\nloading\n", ""),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), LOGS.values(), ids=LOGS.keys())
+def test_the_reason_in_the_log(tmp_path: Path, text: str, said: str):
+    (tmp_path / "log").write_text(text)
+    assert engine_log.reason(tmp_path / "log") == said
+
+
+def test_serve_is_light_until_it_runs():
+    heavy = "{'torch', 'sglang', 'starlette', 'uvicorn', 'aiohttp', 'safetensors', 'pydantic'}"
+    code = f"import sys, tuneship.serve.commands; print(sorted({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,59 @@
+"""`tuneship serve` with something wrong: one clear error, and SGLang is never started."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tuneship.core.errors import ArtifactError, RecipeError
+from tuneship.serve import commands
+
+
+def serve(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "tuneship", "serve", *arguments, "--log", str(cwd / "engine.log")]
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+
+
+def refused(done: subprocess.CompletedProcess[str], cwd: Path) -> str:
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    assert not (cwd / "engine.log").exists(), "SGLang was started"
+    return done.stderr
+
+
+def test_a_port_in_use(base: Path, tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        said = refused(serve(str(base), "--port", str(port), cwd=tmp_path), tmp_path)
+    assert f"port {port} on 127.0.0.1 is in use" in said
+    assert "hint: choose another with --port" in said
+
+
+def test_an_address_that_is_not_ours(base: Path, tmp_path: Path):
+    assert "cannot be used" in refused(serve(str(base), "--host", "192.0.2.1", cwd=tmp_path), tmp_path)
+
+
+def test_a_truncated_adapter(base: Path, seal_adapter, tmp_path: Path):
+    sealed = seal_adapter("sql")
+    weights = sealed.path / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    said = refused(serve(str(base), "--adapters", str(sealed.path), cwd=tmp_path), tmp_path)
+    assert "truncated" in said
+    assert "adapter_model.safetensors" in said
+
+
+@pytest.mark.parametrize("values", [{"port": 70000}, {"max_rank": 0}, {"memory_fraction": 1.5}], ids=str)
+def test_values_out_of_range(base: Path, values: dict):
+    (name,) = values
+    with pytest.raises(RecipeError, match=f"^--{name.replace('_', '-')}: "):
+        commands.serve(str(base), **values)
+
+
+def test_a_model_that_is_not_here():
+    with pytest.raises(ArtifactError, match="no model 'no/such-model'"):
+        commands.serve("no/such-model")

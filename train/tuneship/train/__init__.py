@@ -1,0 +1,1 @@
+"""From data to artifacts: read and mask rows, train a LoRA adapter on a quantized base, merge it, prove parity."""

