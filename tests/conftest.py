@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from tuneship.core.progress import PlainLines, use
+
+# Before torch is imported, whose threads otherwise spin while they wait (core/hardware.py).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -121,10 +125,11 @@ def _tiny_tokenizer():
     )
 
 
-def train_marker(model_path: Path, path: Path, marker: str, *, batch: int = 32, max_steps: int = 200) -> Path:
+def train_marker(model_path: Path, path: Path, marker: str, max_steps: int = 200) -> Path:
     """Train a LoRA until `marker` leads by 3 nats on prompts it did not see, of every kind that `make_chats` makes.
 
-    Only the marker carries loss: what follows it stays the model's own reaction to the prompt.
+    Only the marker carries loss: what follows it stays the model's own reaction to the prompt. A model that can speak
+    learns it in some 5 steps, the tiny one in some 30.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -137,14 +142,16 @@ def train_marker(model_path: Path, path: Path, marker: str, *, batch: int = 32, 
     model = get_peft_model(
         base, LoraConfig(r=8, lora_alpha=32, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
     )
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+    tiny = base.num_parameters() < 10**7
+    batch, rate, threads = (32, 5e-3, 1) if tiny else (4, 2e-3, torch.get_num_threads())
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
     unseen = _rows(tokenizer, make_chats(4 * batch, seed=7), answer)
-    with _threads(1 if base.num_parameters() < 10**7 else torch.get_num_threads()):
+    with _threads(threads):
         for step in range(max_steps):
             model(**_rows(tokenizer, make_chats(batch, seed=1000 + step), answer)).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            if step % 10 == 9 and _lead(model, unseen, answer) > 3.0:
+            if step % 5 == 4 and _lead(model, unseen, answer) > 3.0:
                 model.save_pretrained(path)
                 return path
     raise AssertionError(f"the marker {marker!r} was not learnt in {max_steps} steps")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import aiohttp
 import psutil
 import pytest
 
@@ -17,6 +21,7 @@ from tuneship.core.endpoint import Endpoint, read_endpoint
 from tuneship.core.process import descendants, stop_tree
 
 START_TIMEOUT_S = 180
+IN_FLIGHT = 16
 MARKERS = {"alpha": "<alpha>", "beta": "<beta>", "gamma": "<gamma>"}
 
 
@@ -83,7 +88,7 @@ StartServer = Callable[..., Server]
 
 @pytest.fixture
 def start_server(tmp_path: Path):
-    """Factory (arguments...) -> a `Server` that is starting; all are ended with the test."""
+    """Factory (arguments..., threads=1) -> a `Server` that is starting; all are ended with the test."""
     yield from _servers(tmp_path)
 
 
@@ -96,13 +101,16 @@ def start_module_server(tmp_path_factory: pytest.TempPathFactory):
 def _servers(folder: Path):
     started: list[Server] = []
 
-    def start(*arguments: str) -> Server:
+    def start(*arguments: str, threads: int = 1) -> Server:
         here = folder / f"server-{len(started)}"
         here.mkdir()
         files = ["--endpoint-file", str(here / "endpoint.json"), "--log", str(here / "engine.log")]
         argv = [sys.executable, "-m", "tuneship", "serve", *arguments, "--port", "0", *files]
+        # On a busy machine two threads that wait for each other make a tiny model ten times slower than one.
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         with (here / "output").open("wb") as output:
-            started.append(Server(here, subprocess.Popen(argv, stdout=output, stderr=output, cwd=here)))
+            process = subprocess.Popen(argv, stdout=output, stderr=output, cwd=here, env=env)
+        started.append(Server(here, process))
         return started[-1]
 
     yield start
@@ -123,3 +131,81 @@ def marker_adapters(tiny_model: Path, marker_adapter, tmp_path_factory: pytest.T
 def markers() -> dict[str, str]:
     """{adapter: what all of its answers begin with}."""
     return MARKERS
+
+
+class Answer(NamedTuple):
+    """One greedy answer; `ids` without the end of the turn."""
+
+    model: str
+    version: str
+    text: str
+    prompt_ids: list[int]
+    ids: list[int]
+
+
+AskAll = Callable[[str, list[tuple[str, list]], int], Awaitable[list[Answer]]]
+
+
+@pytest.fixture(scope="session")
+def ask_all() -> AskAll:
+    """(url, [(model, chat)...], tokens) -> one greedy answer each, 16 at a time, in the order asked."""
+
+    async def ask(
+        session: aiohttp.ClientSession, gate: asyncio.Semaphore, model: str, chat: list, tokens: int
+    ) -> Answer:
+        body = {"model": model, "messages": chat, "temperature": 0, "max_tokens": tokens, "return_token_ids": True}
+        async with gate, session.post("/v1/chat/completions", json=body) as response:
+            answer = await response.json()
+            assert response.status == 200, answer
+            version = response.headers["x-tuneship-version"]
+        (choice,) = answer["choices"]
+        ended = choice["finish_reason"] == "stop"
+        ids = choice["token_ids"][:-1] if ended else choice["token_ids"]
+        return Answer(answer["model"], version, choice["message"]["content"], choice["prompt_token_ids"], ids)
+
+    async def ask_each(url: str, asked: list[tuple[str, list]], tokens: int) -> list[Answer]:
+        gate = asyncio.Semaphore(IN_FLIGHT)
+        async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=600)) as session:
+            return list(await asyncio.gather(*(ask(session, gate, model, chat, tokens) for model, chat in asked)))
+
+    return ask_each
+
+
+@pytest.fixture(scope="session")
+def equal_share() -> Callable[[Path, Path, list[Answer]], dict[str, float]]:
+    """(base, adapters' directory, answers) -> {model: share whose token ids transformers + PEFT gives too}.
+
+    A model without a directory of its name is the base.
+    """
+
+    def share(base: Path, adapters: Path, answers: list[Answer]) -> dict[str, float]:
+        found = {}
+        for name in dict.fromkeys(answer.model for answer in answers):
+            mine = [answer for answer in answers if answer.model == name]
+            adapter = adapters / name if (adapters / name).exists() else None
+            reference = _greedy(base, adapter, [answer.prompt_ids for answer in mine], max(len(a.ids) for a in mine))
+            found[name] = sum(a.ids == ids for a, ids in zip(mine, reference, strict=True)) / len(mine)
+        return found
+
+    return share
+
+
+def _greedy(base: Path, adapter: Path | None, prompts: list[list[int]], tokens: int) -> list[list[int]]:
+    """What transformers + PEFT answers in float32, up to the end of its turn; 20 prompts at once, padded left."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter:
+        model = PeftModel.from_pretrained(model, adapter)
+    answers: list[list[int]] = []
+    for start in range(0, len(prompts), 20):
+        batch = tokenizer.pad({"input_ids": prompts[start : start + 20]}, return_tensors="pt")
+        with torch.no_grad():
+            output = model.generate(**batch, max_new_tokens=tokens, do_sample=False)
+        for ids in output[:, batch["input_ids"].shape[1] :].tolist():
+            end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
+            answers.append(ids[:end])
+    return answers

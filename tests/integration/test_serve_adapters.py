@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from pathlib import Path
-from typing import NamedTuple
 
 import aiohttp
 import openai
@@ -16,10 +14,8 @@ pytestmark = pytest.mark.integration
 
 CHAT = "/v1/chat/completions"
 BASE = "tiny-llama"
-IN_FLIGHT = 16
 ANSWER_TOKENS = 16
 EQUAL_SHARE = 0.95
-END_OF_TURN = 2
 
 
 @pytest.fixture(scope="module")
@@ -40,62 +36,19 @@ def versions(server) -> dict[str, str]:
     return {model.name: model.version for model in server.endpoint.models}
 
 
-class Answer(NamedTuple):
-    model: str
-    version: str
-    text: str
-    prompt_ids: list[int]
-    token_ids: list[int]
-
-
-async def ask_all(url: str, asked: list[tuple[str, list]]) -> list[Answer]:
-    """One greedy answer for each (model, chat), `IN_FLIGHT` at a time, in the order asked."""
-    gate = asyncio.Semaphore(IN_FLIGHT)
-    async with aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=240)) as session:
-
-        async def ask(model: str, chat: list) -> Answer:
-            body = {"model": model, "messages": chat, "temperature": 0, "max_tokens": ANSWER_TOKENS}
-            async with gate, session.post(CHAT, json={**body, "return_token_ids": True}) as response:
-                answer = await response.json()
-                assert response.status == 200, answer
-                (choice,) = answer["choices"]
-                return Answer(
-                    answer["model"],
-                    response.headers["x-tuneship-version"],
-                    choice["message"]["content"],
-                    choice["prompt_token_ids"],
-                    choice["token_ids"],
-                )
-
-        return list(await asyncio.gather(*(ask(model, chat) for model, chat in asked)))
-
-
-def greedy(model, prompt_ids: list[int]) -> list[int]:
-    """What transformers + PEFT answers to the same prompt."""
-    import torch
-
-    ids = torch.tensor([prompt_ids])
-    output = model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=ANSWER_TOKENS, do_sample=False
-    )
-    return output[0, len(prompt_ids) :].tolist()
-
-
-def without_end(ids: list[int]) -> list[int]:
-    return ids[: ids.index(END_OF_TURN)] if END_OF_TURN in ids else ids
-
-
-async def test_every_answer_is_its_own_models(url, versions, markers, chats, tiny_model, marker_adapters):
+async def test_every_answer_is_its_own_models(
+    url, ask_all, equal_share, versions, markers, chats, tiny_model, marker_adapters
+):
     prompts = chats(100, 99)
     asked = [(name, chat) for chat in prompts for name in markers]  # interleaved: neighbours want different adapters
-    answers = await ask_all(url, asked)
+    answers = await ask_all(url, asked, ANSWER_TOKENS)
     assert len(answers) == 300
     for (name, _), answer in zip(asked, answers, strict=True):
         assert answer.model == name
         assert answer.version == versions[name]
         assert answer.text.startswith(markers[name]), (name, answer)
 
-    from_base = await ask_all(url, [(BASE, chat) for chat in prompts])
+    from_base = await ask_all(url, [(BASE, chat) for chat in prompts], ANSWER_TOKENS)
     assert not any(answer.text.startswith(marker) for answer in from_base for marker in markers.values())
     assert {(answer.model, answer.version) for answer in from_base} == {(BASE, versions[BASE])}
 
@@ -104,31 +57,12 @@ async def test_every_answer_is_its_own_models(url, versions, markers, chats, tin
     assert min(share.values()) >= EQUAL_SHARE, share
 
 
-def equal_share(tiny_model: Path, adapters: Path, answers: list[Answer]) -> dict[str, float]:
-    """{model: share of its answers whose token ids are those of transformers + PEFT, one prompt at a time}."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    torch.set_num_threads(1)
-    equal: dict[str, list[bool]] = {}
-    for name in dict.fromkeys(answer.model for answer in answers):
-        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
-        if name != BASE:
-            model = PeftModel.from_pretrained(model, adapters / name)
-        for answer in answers:
-            if answer.model == name:
-                same = without_end(answer.token_ids) == without_end(greedy(model, answer.prompt_ids))
-                equal.setdefault(name, []).append(same)
-    return {name: sum(same) / len(same) for name, same in equal.items()}
-
-
-async def test_the_servers_prompt_is_the_templates(url, chats, tiny_model):
+async def test_the_servers_prompt_is_the_templates(url, ask_all, chats, tiny_model):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompts = chats(10, 5)
-    for chat, answer in zip(prompts, await ask_all(url, [("alpha", chat) for chat in prompts]), strict=True):
+    for chat, answer in zip(prompts, await ask_all(url, [("alpha", chat) for chat in prompts], 1), strict=True):
         text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
         assert answer.prompt_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 

@@ -1,4 +1,4 @@
-"""`tuneship train` and `tuneship merge` on a tiny real model: artifacts, evidence, resume, and every way to be stopped."""
+"""`tuneship train` and `merge` on a tiny real model: artifacts, evidence, resume, and every way to be stopped."""
 
 from __future__ import annotations
 
@@ -230,7 +230,7 @@ def test_kill_9_of_tuneship_takes_the_stage_with_it(project):
 def test_a_full_disk_is_one_clear_error_and_no_half_artifact(project, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", small], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", small], check=False)
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted here")
     try:

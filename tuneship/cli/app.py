@@ -14,7 +14,6 @@ app = App(
     name="tuneship",
     help="Fine-tune a model, prove that what was trained is what answers, serve it, keep measuring it.",
     version_flags=["--version"],
-    help_format="plaintext",  # rendering Markdown would take a third of the 0.3 s in which help appears
 )
 app.command("tuneship.cli.up:up", name="up", help="Train, merge, serve and bench a recipe in one command.")
 app.command("tuneship.cli.up:train", name="train", help="Train a recipe's adapter.")

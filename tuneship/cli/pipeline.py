@@ -15,7 +15,6 @@ from tuneship.core import artifact as artifacts
 from tuneship.core import checkpoint, model_source
 from tuneship.core.artifact import Artifact, Base
 from tuneship.core.errors import ArtifactError
-from tuneship.core.files import sha256_file
 from tuneship.core.identity import data_sha256, input_id
 from tuneship.core.model_source import ModelSource
 from tuneship.core.progress import say
@@ -77,31 +76,27 @@ class Pipeline:
         path = self._step("merge", identity, "tuneship.train", {"adapter": str(adapter.path)})
         return artifacts.open_artifact(path, kind="merged")
 
-    def baseline(self, base: Base, source: ModelSource) -> Path | None:
-        """How the untuned base does on the recipe's tasks; None when it has none."""
+    def needs_baseline(self, base: Base) -> bool:
+        """Whether the untuned base still has to be evaluated."""
+        return bool(self.recipe.bench.eval) and self.run.output("baseline", self._baseline_id(base)) is None
+
+    def baseline(self, base: Base, model: str) -> Path | None:
+        """How the untuned base, served as `model`, does on the recipe's tasks; None when it has none."""
         if not self.recipe.bench.eval:
             return None
-        identity = self._bench_id("baseline", base.weights_sha256)
-        done = self.run.output("baseline", identity)
-        if done:
-            say("baseline: unchanged")
-            return done
-        with self.serve(Target(source.path, source.name), port=0):
-            return self._step("baseline", identity, "tuneship.bench", self._bench_inputs(source.name))
+        return self._step("baseline", self._baseline_id(base), "tuneship.bench", self._bench_inputs(model))
 
-    def bench_is_done(self, served: Artifact, baseline: Path | None) -> bool:
-        """Whether the report is of exactly this artifact and these measurements."""
-        return self.run.output("bench", self._bench_of(served, baseline)) is not None
+    def bench_is_done(self, base: Base, served: Artifact) -> bool:
+        """Whether the report is of exactly this artifact and this base."""
+        return self.run.output("bench", self._bench_id("bench", base, served.manifest.content_id)) is not None
 
-    def bench(self, served: Artifact, adapter: Artifact, baseline: Path | None) -> Path:
+    def bench(self, base: Base, served: Artifact, baseline: Path | None) -> Path:
         """Load and quality of the running server; the run's report."""
         inputs = {"artifact": str(served.path), "train_attempt": str(self._attempt_of("train"))}
         if baseline:
             inputs["baseline"] = str(baseline)
-        name = adapter.manifest.name
-        return self._step(
-            "bench", self._bench_of(served, baseline), "tuneship.bench", {**self._bench_inputs(name), **inputs}
-        )
+        identity = self._bench_id("bench", base, served.manifest.content_id)
+        return self._step("bench", identity, "tuneship.bench", {**self._bench_inputs(served.manifest.name), **inputs})
 
     @contextmanager
     def serve(self, target: Target, port: int | None = None) -> Iterator[StageProcess]:
@@ -121,12 +116,13 @@ class Pipeline:
     def _bench_inputs(self, model: str) -> dict[str, str]:
         return {"endpoint": str(self.run.endpoint), "model": model}
 
-    def _bench_of(self, served: Artifact, baseline: Path | None) -> str:
-        return self._bench_id("bench", served.manifest.content_id, sha256_file(baseline) if baseline else "")
+    def _baseline_id(self, base: Base) -> str:
+        return self._bench_id("baseline", base)
 
-    def _bench_id(self, stage: str, *contents: str) -> str:
+    def _bench_id(self, stage: str, base: Base, *contents: str) -> str:
         tasks = [data_sha256(task.data) for task in self.recipe.bench.eval]
-        return input_id(stage, _VERSION[stage], self.recipe, ("bench", "serve"), (*contents, *tasks))
+        contents = (base.weights_sha256, *contents, *tasks)
+        return input_id(stage, _VERSION[stage], self.recipe, ("bench", "serve"), contents)
 
     def _attempt_of(self, stage: str) -> Path:
         """The attempt that made what `stage` last finished."""

@@ -44,7 +44,7 @@ def up(
         Any recipe key: --lora.rank 8 --train.steps 20.
     until
         Stop after this stage: train and merge leave an artifact, serve serves without measuring, bench measures and
-        stops the server. Without it the whole way is gone, and the server stays up until Ctrl-C.
+        stops the server. Without it, all of them run and the server stays up until Ctrl-C.
     run
         The run directory (default: runs/<name of the recipe>).
     dry_run
@@ -136,13 +136,16 @@ def _go(work: Pipeline, until: Until | None) -> None:
         with work.serve(target) as server:
             server.result()
         return
-    baseline = work.baseline(base, source)
-    if until == "bench" and work.bench_is_done(served, baseline):
+    if until == "bench" and work.bench_is_done(base, served):
         say("bench: unchanged")
         summary.show(read_report(work.run.report), work.run.path)
         return
+    if merged_mode and work.needs_baseline(base):
+        with work.serve(Target(source.path, source.name), port=0):
+            work.baseline(base, source.name)
     with work.serve(target) as server:
-        work.bench(served, adapter, baseline)
+        baseline = work.baseline(base, source.name)
+        work.bench(base, served, baseline)
         summary.show(read_report(work.run.report), work.run.path)
         if until is None:
             say("serving until Ctrl-C")

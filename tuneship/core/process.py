@@ -13,6 +13,8 @@ from typing import IO
 
 import psutil
 
+from tuneship.core.hardware import thread_settings
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,7 +32,7 @@ def spawn(
     """
     return subprocess.Popen(
         argv,
-        env={**os.environ, **(env or {})},
+        env={**thread_settings(), **os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.STDOUT,

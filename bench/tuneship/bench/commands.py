@@ -27,7 +27,7 @@ def load(
     url: str,
     *,
     model: str = "",
-    rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True)] = (1.0, 4.0, 16.0),
+    rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True, negative="")] = (1.0, 4.0, 16.0),
     duration_s: Positive = 30,
     arrivals: Literal["poisson", "constant"] = "poisson",
     input_tokens: Count = 128,

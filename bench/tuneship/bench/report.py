@@ -146,7 +146,7 @@ def _warnings(report: Report) -> list[str]:
     """What a reader must know before believing the figures."""
     found = [
         f"At {level.rate:g}/s the load generator itself lagged by {level.client.lag_p99_ms:.1f} ms (p99): "
-        "these latencies are upper bounds."
+        "do not trust these latencies."
         for level in report.load
         if not level.client.valid
     ]

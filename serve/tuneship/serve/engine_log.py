@@ -1,35 +1,38 @@
 """One sentence out of SGLang's log: why it ended.
 
 SGLang reports a failure several times: the worker's traceback, the main process's traceback about the worker, a stack
-dump, "child failed". The first exception is the cause; what follows is the fall.
+dump, "child failed". What a worker says first is the cause; what follows is the fall. An exception that only ended one
+request may lie long before.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tuneship.core.process import tail
 
 _LOOK_BACK_LINES = 400
-_EXCEPTION = re.compile(r"^(?:\[[^\]]*\] ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)): (.+)$")
-_USAGE = re.compile(r"^\S+: error: (.+)$")
-_KILLED = re.compile(r"(?:Subprocess|Rank) .*(?:crashed|died).*")
+_WORKER_FAILED = "hit an exception"
+_EXCEPTION = re.compile(r"^(?:\[[^\]]*\] ?)?(?:\w+\.)*(\w*(?:Error|Exception|Exit): .+)$")
+_USAGE = re.compile(r"^[\w. ]+: error: (.+)$")
+_KILLED = re.compile(r"(Subprocess \S+) \(pid=\d+\) (crashed with exit code -?\d+)")
 _MAX_LENGTH = 300
 
 
 def reason(log: Path) -> str:
     """The cause of the failure that `log` ends with; empty when it shows none."""
     lines = tail(log, _LOOK_BACK_LINES).splitlines()
-    found = [said for line in lines if (said := _exception(line))] or [
-        match[0] for line in lines if (match := _KILLED.search(line))
-    ]
-    return found[0][:_MAX_LENGTH] if found else ""
+    failed = next((number for number, line in enumerate(lines) if _WORKER_FAILED in line), None)
+    worker = next(_exceptions(lines[failed:]), "") if failed is not None else ""
+    killed = next((" ".join(match.groups()) for line in lines if (match := _KILLED.search(line))), "")
+    last = next(_exceptions(reversed(lines)), "")
+    return (worker or killed or last)[:_MAX_LENGTH]
 
 
-def _exception(line: str) -> str:
-    usage = _USAGE.match(line)
-    if usage:
-        return usage[1]
-    match = _EXCEPTION.match(line)
-    return f"{match[1].rpartition('.')[2]}: {match[2]}" if match else ""
+def _exceptions(lines: Iterable[str]) -> Iterator[str]:
+    for line in lines:
+        match = _USAGE.match(line) or _EXCEPTION.match(line)
+        if match:
+            yield match[1]

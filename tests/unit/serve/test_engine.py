@@ -65,7 +65,7 @@ EOFError: ran out
 """
 LOGS = {
     "usage": (
-        "usage: launch_server.py [-h]\nlaunch_server.py: error: unrecognized arguments: --no-such-flag\n",
+        "usage: sglang serve [-h]\n    [--x {a,b}]\nsglang serve: error: unrecognized arguments: --no-such-flag\n",
         "unrecognized arguments: --no-such-flag",
     ),
     "the worker's traceback, then the fall": (
@@ -74,7 +74,15 @@ LOGS = {
     ),
     "killed worker": (
         "[2026-11-22 06:11:00] Subprocess scheduler_0 (pid=7) crashed with exit code -9. Triggering SIGQUIT\n",
-        "Subprocess scheduler_0 (pid=7) crashed with exit code -9. Triggering SIGQUIT",
+        "Subprocess scheduler_0 crashed with exit code -9",
+    ),
+    "a request's own failure long before": (
+        "ValueError: this request was silly\nPOST /generate 400\n" + WORKER_FELL,
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
+    ),
+    "the main process's last words": (
+        "KeyError: 'a'\nDuring handling of the above exception\nsglang.x.ConfigError: no such model type\n",
+        "ConfigError: no such model type",
     ),
     "nothing": ("loading\nloading\n", ""),
 }

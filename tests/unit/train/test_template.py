@@ -16,7 +16,8 @@ CONVERSATION = [
 ]
 
 CHATML_WITH_DEFAULT_SYSTEM = (
-    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nbe good<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nbe good<|im_end|>\n"
+    "{% endif %}"
     "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -98,7 +99,7 @@ def test_the_end_of_turn_comes_first_among_the_end_tokens(family):
 
 def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
     tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m['content'] if loop.last or m['role'] != 'assistant' else '' }}<|im_end|>"
+        "{% for m in messages %}<|im_start|>{{ m['content'] if loop.last or m['role'] != 'assistant' }}<|im_end|>"
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}"
     )
     template = ChatTemplate(tokenizer)
@@ -108,13 +109,19 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(tokenizer):
 
 
 def test_a_template_without_end_of_turn_is_refused(tokenizer):
-    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
     with pytest.raises(DataError, match="no end-of-turn token"):
         ChatTemplate(tokenizer).encode(CONVERSATION)
 
 
 def test_a_prompt_that_melts_into_the_answer_is_refused(tokenizer):
-    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>the inv{% endif %}"
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m['content'] }}{% if m['role'] == 'assistant' %}<|im_end|>{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>the inv{% endif %}"
+    )
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the invoice"}]
     with pytest.raises(DataError, match="into one token"):
         ChatTemplate(tokenizer).encode(messages)

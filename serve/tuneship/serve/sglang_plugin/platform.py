@@ -10,6 +10,8 @@ import os
 
 ENGINE_VARIABLE = "TUNESHIP_ENGINE"
 """Our launcher sets it to 1 in the engines that it starts."""
+_MAIN_VARIABLE = "TUNESHIP_ENGINE_PID"
+"""The engine's main process tells its workers who it is."""
 
 
 def activate() -> str | None:
@@ -25,17 +27,21 @@ def activate() -> str | None:
 
 
 def _end_with_the_engine() -> None:
-    """In a worker: end when the engine's main process ends.
+    """In a worker: end when the engine's main process ends, or has ended.
 
     Upstream gap: SGLang's workers ask for that themselves (`kill_itself_when_parent_died`), but only after a spawned
     worker has imported everything, and without looking whether the parent is still there: an engine killed in those
-    seconds leaves its detokenizer behind for ever.
+    seconds leaves its detokenizer behind for ever. Mended when that function is called before the imports.
     """
-    import multiprocessing  # noqa: PLC0415 - see above
-    from signal import SIGKILL  # noqa: PLC0415
+    from signal import SIGKILL  # noqa: PLC0415 - see above
 
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid is not None:
-        from tuneship.core.process import die_with_parent  # noqa: PLC0415
+    main = int(os.environ.setdefault(_MAIN_VARIABLE, str(os.getpid())))
+    if main == os.getpid():
+        return
+    from tuneship.core.process import die_with_parent  # noqa: PLC0415
 
-        die_with_parent(SIGKILL, parent.pid)()
+    die_with_parent(SIGKILL, os.getppid())()
+    try:
+        os.kill(main, 0)
+    except ProcessLookupError:
+        os.kill(os.getpid(), SIGKILL)

@@ -1,0 +1,134 @@
+"""`tuneship up` the whole way on a tiny model: train, merge, serve, bench, keep serving, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tuneship.core.endpoint import read_endpoint
+from tuneship.core.report import read_report
+from tuneship.core.rundir import RunDir
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+
+RECIPE = """
+name = "adder"
+[model]
+id = "{model}"
+dtype = "float32"
+[data]
+train = "rows.jsonl"
+heldout = "rows.jsonl"
+[lora]
+rank = 8
+[train]
+effective_batch = 8
+steps = 60
+learning_rate = 1e-2
+optimizer = "adamw"
+[merge]
+max_nll_increase = 1.0
+[serve]
+dtype = "float32"
+port = 0
+[bench.load]
+rates = [4]
+duration_s = 3
+input_tokens = 8
+output_tokens = 4
+[[bench.eval]]
+task = "exact"
+data = "rows.jsonl"
+limit = 8
+max_tokens = 12
+"""
+
+
+@pytest.fixture(scope="module")
+def served(tiny_model, tmp_path_factory):
+    """(run, the process of `up`, its log) while it serves after the bench."""
+    folder = tmp_path_factory.mktemp("up")
+    (folder / "adder.toml").write_text(RECIPE.format(model=tiny_model))
+    rows = [
+        {"messages": [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": "as you wish"}]}
+        for i in range(8)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = RunDir(folder / "runs" / "adder")
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tuneship", "up", "adder.toml"], cwd=folder, stdout=file, stderr=file
+        )
+        deadline = time.monotonic() + 500
+        while "serving until Ctrl-C" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        yield run, process, log
+        process.kill()
+
+
+def processes_of(run: RunDir) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter(["cmdline"]) if str(run.path) in " ".join(p.info["cmdline"] or [])]
+
+
+def test_the_report_has_all_that_was_measured(served):
+    run, _, _ = served
+    report = read_report(run.report)
+    scores = {result.role: result.score for result in report.eval}
+    assert scores["tuned"] == 1.0
+    assert scores["base"] < 0.5
+    (level,) = report.load
+    assert level.completed == level.requests > 0
+    assert level.ttft_ms is not None
+    assert len(report.training) == 60
+    assert report.parity is not None
+    assert report.parity.passed
+    assert "as you wish" in (run.path / "report.html").read_text()
+
+
+def test_what_was_trained_is_what_answers(served):
+    import openai
+
+    run, _, _ = served
+    endpoint = read_endpoint(run.endpoint)
+    (model,) = endpoint.models
+    (artifact,) = run.artifacts.glob("merged-*")
+    client = openai.OpenAI(base_url=f"{endpoint.url}/v1", api_key="none")
+    answer = client.chat.completions.with_raw_response.create(
+        model="adder", messages=[{"role": "user", "content": "say 3"}], temperature=0, max_tokens=16
+    )
+    assert answer.headers["x-tuneship-version"] == model.version == f"adder@{artifact.name.removeprefix('merged-')}"
+    choice = answer.parse().choices[0]
+    assert choice.message.content == "as you wish"
+    assert choice.finish_reason == "stop", "the end of turn was not learnt, or is not where the server stops"
+
+
+def test_ctrl_c_ends_everything(served):
+    run, process, log = served
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130, log.read_text()
+    assert not processes_of(run)
+    assert not run.endpoint.exists()
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_second_up_measures_nothing_again(served):
+    run, process, _ = served
+    process.wait(timeout=60)
+    before = Path(run.report).stat().st_mtime_ns
+    again = subprocess.run(
+        [sys.executable, "-m", "tuneship", "up", "adder.toml", "--until", "bench"],
+        cwd=run.path.parents[1], capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "bench: unchanged" in again.stderr
+    assert Path(run.report).stat().st_mtime_ns == before
