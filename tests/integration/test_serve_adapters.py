@@ -67,6 +67,11 @@ async def test_the_servers_prompt_is_the_templates(url, ask_all, chats, tiny_mod
         assert answer.prompt_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def test_workers_are_forks(server):
+    """Half of the start and of the memory; when this fails, a new thread in SGLang's main process makes it spawn."""
+    assert "workers are spawned" not in (server.folder / "engine.log").read_text()
+
+
 @pytest.mark.parametrize("name", ["delta", "tiny-llama:alpha", "x:alpha", "alpha@1", ""])
 async def test_other_names_are_not_found(url, name):
     async with aiohttp.ClientSession(url) as session, session.post(CHAT, json={"model": name}) as response:

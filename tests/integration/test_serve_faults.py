@@ -86,7 +86,7 @@ async def test_ctrl_c_while_serving(start_server, tiny_model):
     server.assert_no_orphans()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGKILL, -9)])
 def test_stopped_while_starting(start_server, tiny_model, number, code):
     server = start_server(str(tiny_model))
     server.wait_for(lambda: "starting SGLang" in server.said and server.family())

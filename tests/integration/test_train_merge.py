@@ -204,6 +204,25 @@ def test_a_signal_while_training_leaves_nothing_behind(project, sig, code):
     assert "Traceback" not in stderr
 
 
+def test_ctrl_c_while_merging_leaves_nothing_behind(merged, project, tmp_path):
+    copy = RunDir(tmp_path / "run")
+    subprocess.run(["cp", "-r", merged.path, copy.path], check=True)
+    before = set(copy.artifacts.iterdir())
+    changed = ("--merge.max_nll_increase", "0.4")
+    args = command("up", "tiny.toml", "--until", "merge", "--run", copy.path, *changed)
+    process = subprocess.Popen(args, cwd=project, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(copy.artifacts.glob(".draft-*")):
+        assert process.poll() is None, "merged before it could be interrupted"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert set(copy.artifacts.iterdir()) == before
+    assert "Traceback" not in stderr
+
+
 def test_a_stage_that_the_kernel_kills_is_one_clear_error(project):
     run = RunDir(project / "runs" / "killed")
     process = start_training(project, str(run.path))

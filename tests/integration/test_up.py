@@ -132,3 +132,27 @@ def test_a_second_up_measures_nothing_again(served):
     assert again.returncode == 0, again.stderr
     assert "bench: unchanged" in again.stderr
     assert Path(run.report).stat().st_mtime_ns == before
+
+
+def test_ctrl_c_while_measuring_ends_everything_and_keeps_the_report(served):
+    run, process, log = served
+    process.wait(timeout=60)
+    before = run.report.read_bytes()
+    second = log.with_name("second")
+    with second.open("w") as file:
+        args = ["up", "adder.toml", "--until", "bench", "--bench.load.duration_s", "100"]
+        bench = subprocess.Popen([sys.executable, "-m", "tuneship", *args], cwd=run.path.parents[1], stderr=file)
+    try:
+        deadline = time.monotonic() + 200
+        while "load 4/s" not in second.read_text():
+            assert bench.poll() is None, second.read_text()
+            assert time.monotonic() < deadline, second.read_text()
+            time.sleep(0.2)
+        bench.send_signal(signal.SIGINT)
+        assert bench.wait(timeout=60) == 130, second.read_text()
+    finally:
+        bench.kill()
+    assert not processes_of(run)
+    assert not run.endpoint.exists()
+    assert run.report.read_bytes() == before
+    assert "Traceback" not in second.read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -77,4 +78,5 @@ def serve(
         first = error.errors()[0]
         raise RecipeError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
     found = catalog.read(model, adapters, max_rank=max_rank, name=name)
-    server.run(found, settings, server.Files(log or cache_dir() / "logs" / f"serve-{port}.log", endpoint_file))
+    log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"
+    server.run(found, settings, server.Files(log, endpoint_file))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import uvicorn
+import uvloop
 from starlette.applications import Starlette
 
 from tuneship.core import hardware
@@ -38,7 +39,6 @@ from tuneship.serve.launch import configure, flags
 START_TIMEOUT_S = 600.0
 """The first start on a GPU compiles kernels and captures graphs: 3 minutes were measured."""
 DRAIN_S = 8.0
-_DEAD_GRACE_S = 2.0
 _CLOSE_S = 30
 """Longer than draining and stopping the engine together: a client that reads nothing cannot keep the door open."""
 _WATCH_S = 0.25
@@ -70,7 +70,7 @@ def run(catalog: Catalog, serve: Serve, files: Files) -> None:
             engine.wait_ready([entry.selector for entry in catalog.entries], START_TIMEOUT_S)
             say(f"SGLang answers after {time.monotonic() - began:.0f} s")
             door = build_door(catalog, engine.url, alive=lambda: not engine.death)
-            interrupted = asyncio.run(_serve(door, listener, engine, catalog, files))
+            interrupted = uvloop.run(_serve(door, listener, engine, catalog, files))
         finally:
             engine.stop()
     if interrupted:
@@ -91,12 +91,10 @@ async def _serve(app: Starlette, listener: socket.socket, engine: Engine, catalo
         await asyncio.wait({door, death, stop}, return_when=asyncio.FIRST_COMPLETED)
     died = death.done()
     server.should_exit = True
-    if not died:
-        say("closing: no new requests, finishing those in flight")
-        await _drain(door, signals)
+    grace_s = 0.0 if died else await _drain(door, signals)
     death.cancel()
     # What is still being answered loses the engine here, and the door tells its client so.
-    await asyncio.to_thread(engine.stop, _DEAD_GRACE_S if died else engines.STOP_GRACE_S)
+    await asyncio.to_thread(engine.stop, grace_s)
     await door
     if died:
         raise engine.failure("died while serving")
@@ -133,11 +131,15 @@ async def _death(engine: Engine) -> None:
         await asyncio.sleep(_WATCH_S)
 
 
-async def _drain(door: asyncio.Task[None], stops: asyncio.Queue[signal.Signals]) -> None:
-    """Wait for the requests in flight, `DRAIN_S` at most, or until a second signal."""
-    again = asyncio.create_task(stops.get())
+async def _drain(door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> float:
+    """Wait for the requests in flight, `DRAIN_S` at most, or until a second signal; how long the engine may take."""
+    say("closing: no new requests, finishing those in flight")
+    again = asyncio.create_task(signals.get())
     await asyncio.wait({door, again}, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
+    if again.done():
+        return 0.0
     again.cancel()
+    return engines.STOP_GRACE_S
 
 
 @contextmanager

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tuneship.core import hardware
@@ -58,3 +60,26 @@ def test_upstream_still_pins_without_asking():
         source = (lora / name).read_text()
         assert "pin_memory=True" in source
         assert "is_pin_memory_available" not in source
+
+
+ENGINE = """
+import subprocess, sys, time
+from tuneship.serve.sglang_plugin import platform
+platform._end_with_the_engine()
+worker = "import time; from tuneship.serve.sglang_plugin import platform; time.sleep({late}); "
+worker += "platform._end_with_the_engine(); time.sleep(60)"
+print(subprocess.Popen([sys.executable, "-c", worker]).pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("late", [0, 2], ids=["before the engine died", "after it"])
+def test_a_worker_ends_with_the_engine_whenever_it_asks(late):
+    engine = subprocess.Popen([sys.executable, "-c", ENGINE.format(late=late)], stdout=subprocess.PIPE, text=True)
+    with engine:
+        worker = psutil.Process(int(engine.stdout.readline()))
+        time.sleep(1)
+        assert worker.is_running()
+        engine.kill()
+    gone, _ = psutil.wait_procs([worker], timeout=10)
+    assert gone == [worker]
