@@ -18,7 +18,7 @@ UNIT_WORKERS ?= 2
 # uv draws progress bars on a terminal; elsewhere its list of 280 packages is noise.
 QUIET := $(shell test -t 2 || echo --quiet)
 
-.PHONY: help setup quickstart test test-unit test-integration test-gpu test-latest lint lock clean
+.PHONY: help setup quickstart test test-unit test-integration test-slow test-gpu test-latest lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -39,7 +39,10 @@ test-unit: $(STAMP)
 
 test-integration: $(STAMP)
 	@echo "== integration tests: a real model and a real SGLang, one after the other"
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest tests/integration -m "not slow"
+
+test-slow: $(STAMP) ## what takes minutes for one figure: real adapters on the bundled model, held against PEFT
+	$(BIN)/python -m pytest tests/integration -m slow -s
 
 test-gpu: $(STAMP)
 	@if [ ! -d tests/gpu ]; then echo "== GPU tests: there are none"; \
@@ -49,7 +52,7 @@ test-gpu: $(STAMP)
 test-latest: $(LATEST)/.setup-done ## integration tests against the newest SGLang that pyproject.toml allows
 	@$(LATEST)/bin/python -c 'from importlib.metadata import version as v; \
 	print("==", ", ".join(f"{p} {v(p)}" for p in ("sglang", "torch", "transformers", "peft", "trl", "bitsandbytes")))'
-	$(LATEST)/bin/python -m pytest tests/integration
+	$(LATEST)/bin/python -m pytest tests/integration -m "not slow"
 
 lint: $(STAMP) ## ruff, mypy, import-linter
 	@echo "== ruff check"

@@ -160,7 +160,8 @@ def ask_all() -> AskAll:
             version = response.headers["x-tuneship-version"]
         (choice,) = answer["choices"]
         ended = choice["finish_reason"] == "stop"
-        ids = choice["token_ids"][:-1] if ended else choice["token_ids"]
+        said = choice.get("token_ids") or choice["response_token_ids"]  # SGLang 0.5.17, 0.5.23
+        ids = said[:-1] if ended else said
         return Answer(answer["model"], version, choice["message"]["content"], choice["prompt_token_ids"], ids)
 
     async def ask_each(url: str, asked: list[tuple[str, list]], tokens: int) -> list[Answer]:

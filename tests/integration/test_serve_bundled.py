@@ -9,7 +9,7 @@ import pytest
 
 from tuneship.core.model_source import BUNDLED_ID, resolve
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(900)]
 
 ANSWER_TOKENS = 8
 SHORT = 60

@@ -44,8 +44,10 @@ class LongRequest:
         return json.loads(last.removeprefix(b"data: "))
 
 
-@pytest.mark.parametrize("victim", ["sglang::scheduler", "sglang.launch_server"])
-async def test_kill_9_of_the_engine_while_it_answers(start_server, tiny_model, victim):
+@pytest.mark.parametrize(
+    ("victim", "reason"), [("sglang::scheduler", "scheduler"), ("sglang.launch_server", "it ended with SIGKILL")]
+)
+async def test_kill_9_of_the_engine_while_it_answers(start_server, tiny_model, victim, reason):
     server, url = start(start_server, tiny_model)
     stream, whole = LongRequest(url, stream=True), LongRequest(url, stream=False)
     await asyncio.wait_for(stream.began.wait(), timeout=60)
@@ -57,7 +59,8 @@ async def test_kill_9_of_the_engine_while_it_answers(start_server, tiny_model, v
     assert json.loads(whole.body)["error"]["code"] == "engine_unavailable"
     assert server.exit_code() == 1
     assert server.said.count("error:") == 1
-    assert "SGLang died while serving: " in server.said
+    (told,) = [line for line in server.said.splitlines() if "SGLang died while serving: " in line]
+    assert reason in told
     assert "hint:" in server.said
     assert "Traceback" not in server.said
     assert not server.endpoint_file.exists()

@@ -15,6 +15,7 @@ from tuneship.core import artifact as artifacts
 from tuneship.core import checkpoint, model_source
 from tuneship.core.artifact import Artifact, Base
 from tuneship.core.errors import ArtifactError
+from tuneship.core.files import sha256_text
 from tuneship.core.identity import data_sha256, input_id
 from tuneship.core.model_source import ModelSource
 from tuneship.core.progress import say
@@ -51,7 +52,7 @@ class Pipeline:
             run_job(self._job("fetch", "", {}), "tuneship.train")
         return model_source.resolve(model.id, model.revision)
 
-    def train(self, base: Base) -> Artifact:
+    def train(self, source: ModelSource, base: Base) -> Artifact:
         """The adapter."""
         data = self.recipe.data
         identity = input_id(
@@ -59,7 +60,13 @@ class Pipeline:
             _VERSION["train"],
             self.recipe,
             ("model", "quantization", "data", "lora", "train"),
-            (base.weights_sha256, data_sha256(data.train), data_sha256(data.heldout)),
+            (
+                base.weights_sha256,
+                checkpoint.tokenizer_sha256(source.path),
+                sha256_text(checkpoint.chat_template(source.path)),
+                data_sha256(data.train),
+                data_sha256(data.heldout),
+            ),
         )
         path = self._step("train", identity, "tuneship.train", {})
         return artifacts.open_artifact(path, kind="adapter")

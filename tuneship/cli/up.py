@@ -119,7 +119,7 @@ def plan(recipe: Path, *overrides: Overrides) -> None:
 def _go(work: Pipeline, until: Until | None) -> None:
     source = work.fetch()
     base = identify(source)
-    adapter = work.train(base)
+    adapter = work.train(source, base)
     if until == "train":
         print(adapter.path)
         return

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tuneship.core.errors import ArtifactError
 from tuneship.core.files import write_atomic
 
 SCHEMA = 1
@@ -68,7 +69,16 @@ def write_reference(folder: Path, rows: Iterable[ReferenceRow]) -> None:
 
 
 def read_reference(folder: Path) -> Iterator[ReferenceRow]:
-    """The rows of `reference.jsonl` in `folder`."""
-    with (folder / REFERENCE_FILE).open(encoding="utf-8") as file:
-        for line in file:
-            yield ReferenceRow.model_validate_json(line)
+    """The rows of `reference.jsonl` in `folder`.
+
+    Raises:
+        ArtifactError: a line of it is cut short or is something else.
+
+    """
+    path = folder / REFERENCE_FILE
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                yield ReferenceRow.model_validate_json(line)
+            except ValidationError:
+                raise ArtifactError(f"{path}:{number} is not a reference row", hint="train again") from None

@@ -80,11 +80,12 @@ def read(model: str, adapters: Path | None = None, *, max_rank: int = 64, name: 
 def _merged(path: Path, name: str) -> tuple[ModelSource, Entry]:
     if artifact.read_manifest(path).kind == "adapter":
         raise ArtifactError(f"{path} is an adapter, not a model", hint=f"tuneship serve BASE --adapters {path}")
+    path = path.resolve()
     opened = artifact.open_artifact(path, kind="merged")
     manifest = opened.manifest
     public = _checked(_BASE_NAME, name or manifest.name or path.name, "--name NAME")
-    entry = Entry(public, f"{public}@{opened.id12}", None, path.resolve(), manifest.content_id, manifest.base.id)
-    return ModelSource(str(path.resolve()), "", path.resolve()), entry
+    entry = Entry(public, f"{public}@{opened.id12}", None, path, manifest.content_id, manifest.base.id)
+    return ModelSource(str(path), "", path), entry
 
 
 def _base(model: str, name: str) -> tuple[ModelSource, Entry]:
@@ -98,14 +99,16 @@ def _adapter(path: Path, base: BaseModel, max_rank: int) -> Entry:
     checked = preflight.check(path, base, max_rank)
     name = _checked(_ADAPTER_NAME, checked.name, "rename the directory")
     version = f"{name}@{checked.content_id[:12]}"
-    return Entry(name, version, version, path, checked.content_id, base.record.id)
+    return Entry(name, version, version, path.resolve(), checked.content_id, base.record.id)
 
 
 def _adapters(folder: Path) -> list[Path]:
     """The adapters in `folder`, which may itself be one."""
     if not folder.is_dir():
         raise ArtifactError(f"no directory {folder}", hint="--adapters wants an adapter, or a directory of them")
-    found = [path.resolve() for path in [folder, *sorted(folder.iterdir())] if preflight.is_adapter(path)]
+    # Not resolved: a link's own name is the one that was meant.
+    here = folder.absolute()
+    found = [path for path in [here, *sorted(here.iterdir())] if preflight.is_adapter(path)]
     if not found:
         raise ArtifactError(f"no adapter in {folder}", hint="an adapter is a directory with an adapter_config.json")
     return found

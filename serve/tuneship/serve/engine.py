@@ -38,7 +38,7 @@ class Engine:
         self.config = config
         self.log = log
         self.process = process
-        self._workers: list[psutil.Process] = []
+        self._workers: dict[psutil.Process, str] = {}
 
     @property
     def url(self) -> str:
@@ -51,8 +51,7 @@ class Engine:
         code = self.process.poll()
         if code is not None:
             return f"it ended with {describe_exit(code)}"
-        gone = [worker for worker in self._workers if not _is_alive(worker)]
-        return f"{len(gone)} of its {len(self._workers)} workers died" if gone else ""
+        return next((f"its {name} died" for worker, name in self._workers.items() if not _is_alive(worker)), "")
 
     def failure(self, what: str) -> EngineError:
         """`what` happened as an error, with the reason from the log."""
@@ -77,7 +76,8 @@ class Engine:
                 waiting.pop(0)
             else:
                 time.sleep(_POLL_S)
-        self._workers = [child for child in descendants(self.process.pid) if _name(child).startswith(_WORKER)]
+        named = {child: _name(child) for child in descendants(self.process.pid)}
+        self._workers = {child: name.removeprefix(_WORKER) for child, name in named.items() if name.startswith(_WORKER)}
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End it: SIGTERM, up to `grace_s` for what is in flight, then whatever is left of its tree."""
@@ -139,6 +139,6 @@ def _is_alive(process: psutil.Process) -> bool:
 
 def _name(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except psutil.Error:
         return ""

@@ -42,6 +42,8 @@ DRAIN_S = 8.0
 _CLOSE_S = 30
 """Longer than draining and stopping the engine together: a client that reads nothing cannot keep the door open."""
 _WATCH_S = 0.25
+_LAST_WORDS_S = 0.5
+"""Its processes die one after the other: who was first, and why, shows when they have."""
 
 
 class Files(NamedTuple):
@@ -89,15 +91,16 @@ async def _serve(app: Starlette, listener: socket.socket, engine: Engine, catalo
     with _published(engine, listener, catalog, files.endpoint) as endpoint:
         _say_hello(endpoint)
         await asyncio.wait({door, death, stop}, return_when=asyncio.FIRST_COMPLETED)
-    died = death.done()
-    server.should_exit = True
-    grace_s = 0.0 if died else await _drain(door, signals)
+    # Said now: once we have ended the rest of it, it looks as if we had killed it.
+    failure = engine.failure("died while serving") if death.done() else None
     death.cancel()
+    server.should_exit = True
+    grace_s = 0.0 if failure else await _drain(door, signals)
     # What is still being answered loses the engine here, and the door tells its client so.
     await asyncio.to_thread(engine.stop, grace_s)
     await door
-    if died:
-        raise engine.failure("died while serving")
+    if failure:
+        raise failure
     return stop.done() and stop.result() is signal.SIGINT
 
 
@@ -129,6 +132,7 @@ async def _death(engine: Engine) -> None:
     """Return when the engine no longer serves."""
     while not engine.death:  # noqa: ASYNC110 - another process's death is no asyncio.Event
         await asyncio.sleep(_WATCH_S)
+    await asyncio.sleep(_LAST_WORDS_S)
 
 
 async def _drain(door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> float:

@@ -46,6 +46,14 @@ def test_the_directory_of_one_adapter_will_do(base: Path, make_adapter):
     assert catalog.read(str(base), make_adapter("sql")).find("sql")
 
 
+def test_a_link_is_called_by_its_own_name(base: Path, make_adapter, tmp_path: Path):
+    (tmp_path / "chosen").mkdir()
+    (tmp_path / "chosen" / "sql").symlink_to(make_adapter("checkpoint-400"))
+    entry = catalog.read(str(base), tmp_path / "chosen").find("sql")
+    assert entry is not None
+    assert entry.path == (tmp_path / "adapters" / "checkpoint-400").resolve()
+
+
 def test_an_artifact_brings_its_own_name_and_id(base: Path, seal_adapter):
     sealed = seal_adapter("sql")
     entry = catalog.read(str(base), sealed.path.parent).find("sql")

@@ -1,0 +1,65 @@
+"""Parity: the verdict is one-sided, and log-probabilities are those of the model, whatever the batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from tuneship.core.errors import ParityError
+from tuneship.train import merge, parity
+from tuneship.train.parity import Comparison
+from tuneship.train.template import IGNORED, Encoded
+
+
+def measured(nll: float, nll_reference: float = 1.0) -> Comparison:
+    return Comparison(tokens=10, nll_base=3.0, nll_reference=nll_reference, nll=nll, kl_mean=0.1, kl_p99=0.2, merged=[])
+
+
+def judge(nll: float, limit: float = 0.02):
+    return parity.judge(measured(nll), 1, reference="a", candidate="b", limit=limit)
+
+
+@pytest.mark.parametrize(("nll", "passed"), [(0.5, True), (1.0, True), (1.019, True), (1.021, False), (9.0, False)])
+def test_a_candidate_may_be_better_without_limit_and_worse_up_to_it(nll, passed):
+    assert judge(nll).passed is passed
+
+
+def test_a_failed_parity_is_refused_with_its_figures_unless_forced():
+    with pytest.raises(ParityError, match=r"0.5000 nats per token worse than the trained one \(limit 0.02"):
+        merge.require(judge(1.5), force=False)
+    forced = merge.require(judge(1.5), force=True)
+    assert forced.forced
+    assert not forced.passed
+    assert not merge.require(judge(1.0), force=True).forced, "what passed needed no force"
+
+
+def test_rows_are_chosen_until_they_hold_enough_answer_tokens():
+    row = Encoded([1, 2, 3, 4], [IGNORED, IGNORED, 3, 4])
+    assert len(parity.choose_rows([row] * 10, answer_tokens=5)) == 3
+    assert len(parity.choose_rows([row] * 2, answer_tokens=5)) == 2
+
+
+def test_log_probabilities_do_not_depend_on_padding_or_order(tiny_model):
+    """Rows of unlike length, measured together, against each alone through plain transformers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    rows = [Encoded(list(range(5, 5 + n)), [IGNORED] * 2 + list(range(7, 5 + n))) for n in (9, 3, 6)]
+    reference = parity.measure_reference(model, rows, pad_id=0, dtype="float32")
+    for row, known in zip(rows, reference, strict=True):
+        ids = torch.tensor([row.input_ids])
+        with torch.no_grad():
+            log_p = model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None]).squeeze(-1)
+        assert known.trained[0] == 0.0
+        assert known.trained[1:] == pytest.approx(log_p.tolist(), abs=1e-4)
+        assert known.base[1:] != pytest.approx(known.trained[1:], abs=1e-3), "the adapter was not switched off"
+    same = parity.compare(model, model, reference, pad_id=0)
+    assert same.tokens == sum(row.loss_tokens for row in rows)
+    assert same.kl_mean == pytest.approx(0, abs=1e-6)
+    assert same.nll == pytest.approx(same.nll_reference)
+    with model.disable_adapter():
+        other = parity.compare(base, base, reference, pad_id=0)
+    assert other.nll == pytest.approx(other.nll_base, abs=1e-4)
