@@ -42,7 +42,7 @@ port = 0
 rates = [4]
 duration_s = 3
 input_tokens = 8
-output_tokens = 4
+output_tokens = 16
 [[bench.eval]]
 task = "exact"
 data = "rows.jsonl"
@@ -87,7 +87,9 @@ def test_the_report_has_all_that_was_measured(served):
     assert scores["tuned"] == 1.0
     assert scores["base"] < 0.5
     (level,) = report.load
-    assert level.completed == level.requests > 0
+    # To random words a model this small may answer nothing but special tokens, which have no text to time.
+    assert level.completed + level.errors.get("no_content", 0) == level.requests
+    assert level.completed > 0
     assert level.ttft_ms is not None
     assert len(report.training) == 60
     assert report.parity is not None
