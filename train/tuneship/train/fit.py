@@ -21,7 +21,7 @@ from trl import SFTConfig, SFTTrainer
 from tuneship.core.errors import TrainError
 from tuneship.core.progress import progress, say
 from tuneship.core.recipe import Recipe
-from tuneship.train.model import lora_config
+from tuneship.train.model import lora_config, pick_dtype
 from tuneship.train.plan import Plan
 from tuneship.train.template import Encoded
 
@@ -57,7 +57,7 @@ def fit(model: Any, tokenizer: Any, rows: Sequence[Encoded], recipe: Recipe, pla
 def _arguments(recipe: Recipe, plan: Plan, attempt: Path) -> SFTConfig:
     train = recipe.train
     on_gpu = plan.device == "cuda"
-    dtype = torch.bfloat16 if not on_gpu or torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    dtype = pick_dtype("auto")
     return SFTConfig(
         output_dir=str(attempt / "trainer"),
         per_device_train_batch_size=plan.micro_batch,

@@ -35,11 +35,6 @@ def write_merged(
     tokenizer.save_pretrained(out)
 
 
-def load_merged(path: Path, model: Model) -> Any:
-    """The checkpoint at `path` as a server will read it."""
-    return load_base(path, model)
-
-
 def require(parity: Parity, *, force: bool) -> Parity:
     """Let a passed parity through; a failed one only with `force`, and recorded so.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tuneship.core.parity import Parity, ReferenceRow
 from tuneship.core.progress import progress
-from tuneship.train.template import Encoded
+from tuneship.train.template import IGNORED, Encoded
 
 ANSWER_TOKENS = 5_000
 """Enough for a mean NLL to be known to about 0.01 nats."""
@@ -77,7 +77,7 @@ def measure_reference(model: PeftModel, rows: Sequence[Encoded], pad_id: int, dt
 def compare(trained: Any, candidate: Any, reference: Sequence[ReferenceRow], pad_id: int) -> Comparison:
     """Measure `candidate` against `trained` on the reference's rows."""
     rows = [
-        Encoded(r.input_ids, [t if m else -100 for t, m in zip(r.input_ids, r.loss_mask, strict=True)])
+        Encoded(r.input_ids, [t if m else IGNORED for t, m in zip(r.input_ids, r.loss_mask, strict=True)])
         for r in reference
     ]
     merged: dict[int, list[float]] = {}
@@ -86,7 +86,7 @@ def compare(trained: Any, candidate: Any, reference: Sequence[ReferenceRow], pad
     for indices, batch in _batches(rows, pad_id, trained.device):
         p, q = _log_softmax(trained, batch), _log_softmax(candidate, batch)
         log_p, log_q = (_token_log_p(x, batch["input_ids"]) for x in (p, q))
-        answers = (batch["labels"] != -100)[:, 1:]
+        answers = (batch["labels"] != IGNORED)[:, 1:]
         nll.append(-log_q[:, 1:][answers])
         nll_reference.append(-log_p[:, 1:][answers])
         kl.append((p[:, :-1][answers].exp() * (p[:, :-1][answers] - q[:, :-1][answers])).sum(-1))
@@ -160,6 +160,6 @@ def _collate(rows: Sequence[Encoded], pad_id: int, device: torch.device) -> dict
 
     return {
         "input_ids": padded(lambda r: r.input_ids, pad_id),
-        "labels": padded(lambda r: r.labels, -100),
+        "labels": padded(lambda r: r.labels, IGNORED),
         "attention_mask": padded(lambda r: [1] * len(r.input_ids), 0),
     }

@@ -88,7 +88,7 @@ def _prove(job: Job, recipe: Recipe, prepared: Prepared, adapter: Artifact, work
         return {}
     reference = list(read_reference(adapter.evidence))
     trained = model.load_trained(prepared.source.path, adapter.path, recipe)
-    measured = parity.compare(trained, merge.load_merged(work, recipe.model), reference, prepared.pad_id)
+    measured = parity.compare(trained, model.load_base(work, recipe.model), reference, prepared.pad_id)
     verdict = merge.require(
         parity.judge(
             measured,
