@@ -10,6 +10,7 @@ process sends both through a pipe to its parent.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from typing import NamedTuple, Protocol
@@ -46,7 +47,8 @@ class PlainLines:
             print(event.label, file=sys.stderr, flush=True)
             return
         now = time.monotonic()
-        if event.done < event.total and now - self._shown_at.get(event.label, 0) < self._interval_s:
+        shown_at = self._shown_at.get(event.label, -math.inf)  # not 0: the clock may have started with the machine
+        if event.done < event.total and now - shown_at < self._interval_s:
             return
         self._shown_at[event.label] = now
         print(f"{event.label}  {event.done:g}/{event.total:g}  {event.detail}".rstrip(), file=sys.stderr, flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tuneship.core import progress
@@ -50,3 +52,11 @@ def test_work_of_no_length_is_progress_and_not_a_sentence(capsys: pytest.Capture
     progress.use(PlainLines())
     progress.progress("copy", 0, 0)
     assert "copy  0/1" in capsys.readouterr().err
+
+
+def test_the_first_progress_is_shown_on_a_machine_that_has_just_started(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(time, "monotonic", lambda: 1.0)
+    PlainLines(interval_s=5).show(Event("train", 1, 10))
+    assert capsys.readouterr().err == "train  1/10\n"
