@@ -17,7 +17,7 @@ from tuneship.core.recipe import Recipe
 _PATHS: Mapping[str, Any] = {
     "model": {"id", "revision"},
     "data": {"train", "heldout"},
-    "bench": {"eval": {"__all__": {"data"}}},
+    "bench": {"eval": {"__all__": {"data"}}, "load": {"trace"}, "gate": {"baseline"}},
 }
 
 

@@ -153,38 +153,83 @@ class Serve(Section):
     extra_args: tuple[str, ...] = ()
 
 
-class BenchLoad(Section):
-    """An open-loop load: Poisson arrivals at each of `rates`."""
+class BenchSlo(Section):
+    """Latency objectives in milliseconds; goodput is the share of requests sent that met all that are given."""
 
-    not_yet: ClassVar = {"rates": ("sweep",)}
+    ttft_ms: Annotated[float, Field(ge=0)] = 0
+    tpot_ms: Annotated[float, Field(ge=0)] = 0
+    e2e_ms: Annotated[float, Field(ge=0)] = 0
+    """0: no objective."""
+
+
+class BenchLoad(Section):
+    """The load: levels of an open loop (`rates`, or a `trace`), then levels of a closed one (`concurrency`)."""
 
     rates: Literal["sweep"] | tuple[Annotated[float, Field(gt=0)], ...] = (1, 4, 16)
+    """Requests per second, or `sweep`: higher and higher until the knee is found."""
+    arrivals: Literal["poisson", "constant"] = "poisson"
+    trace: str = ""
+    """A JSONL of recorded arrivals (`timestamp` in ms, and lengths or messages), replayed instead of `rates`."""
+    concurrency: tuple[Count, ...] = ()
     duration_s: Annotated[float, Field(gt=0)] = 30
+    warm_up_s: Annotated[float, Field(ge=0)] = 0
+    """At the start of each level: sent, and counted in no figure."""
+    workload: Annotated[str, Field(min_length=1)] = "fixed"
+    """`fixed`, `shared-prefix`, `heldout` (data.heldout's prompts), or a JSONL of prompts or conversations."""
     input_tokens: Count = 128
     output_tokens: Count = 64
+    prefix_tokens: Annotated[int, Field(ge=0)] = 0
+    """Of `input_tokens`, shared by all prompts of a `shared-prefix` workload."""
+    adapters: Literal["uniform", "zipf"] | dict[str, Annotated[float, Field(gt=0)]] = "uniform"
+    """How requests are spread over the models: evenly, by Zipf's law, or by weight."""
+    slo: BenchSlo = BenchSlo()
+
+    @model_validator(mode="after")
+    def _prefix_fits_the_prompt(self) -> BenchLoad:
+        if self.prefix_tokens >= self.input_tokens:
+            raise ValueError(f"prefix_tokens = {self.prefix_tokens} is not below input_tokens = {self.input_tokens}")
+        if self.workload == "shared-prefix" and not self.prefix_tokens:
+            raise ValueError("workload = 'shared-prefix' needs prefix_tokens")
+        return self
+
+
+NAMED_WORKLOADS = ("fixed", "shared-prefix", "heldout")
+SCORERS = ("exact", "normalised", "choice", "regex", "numeric", "rouge-l", "json-fields", "json-schema", "sql")
 
 
 class BenchEval(Section):
     """One quality task: a scorer over rows whose last message is the reference answer."""
 
-    task: Literal["exact", "json-fields", "sql"]
+    task: Annotated[str, Field(min_length=1)]
+    """A scorer, `python:FILE.py:function` (answer, reference, row -> 0..1), or `lm-eval:TASK`."""
     data: Annotated[str, Field(min_length=1)]
+    """The rows; for lm-eval, the folder with the task's YAML."""
+    options: dict[str, str | int | float | bool] = {}
+    """The scorer's own, such as {pattern = "..."}."""
     limit: Count = 200
     max_tokens: Count = 128
+    samples: Count = 1
+    temperature: Annotated[float, Field(ge=0)] = 0
+    """Above 0 where `samples` is above 1, or all of them are the same."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_lm_eval(cls, value: Any) -> Any:
-        if isinstance(value, dict) and str(value.get("task", "")).startswith("lm-eval:"):
-            raise ValueError(f"task = {value['task']!r} is not yet supported")
-        return value
+    @model_validator(mode="after")
+    def _known_task_and_real_samples(self) -> BenchEval:
+        if self.task not in SCORERS and not self.task.startswith(("python:", "lm-eval:")):
+            raise ValueError(f"task = {self.task!r} is none of: {', '.join(SCORERS)}, python:, lm-eval:")
+        if self.samples > 1 and not self.temperature:
+            raise ValueError(f"samples = {self.samples} needs a temperature above 0")
+        return self
 
 
 class BenchGate(Section):
     """What counts as a regression. Margins are ratios against the baseline."""
 
+    baseline: str = ""
+    """The report.json to be no worse than; empty: nothing is gated."""
     latency_margin: Share = 0.05
     quality_margin: Share = 0.02
+    nll_margin: Annotated[float, Field(gt=0)] = 0.02
+    """Nats per token."""
     alpha: Share = 0.05
 
 

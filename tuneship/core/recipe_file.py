@@ -6,7 +6,7 @@ import difflib
 import glob
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from tuneship.core.errors import DataError, RecipeError
 from tuneship.core.files import sha256_text, write_atomic
-from tuneship.core.recipe import BUNDLED_PREFIX, Recipe
+from tuneship.core.recipe import BUNDLED_PREFIX, NAMED_WORKLOADS, Bench, Recipe
 
 _REQUIRED = "model.id and data.train are the two keys without a default"
 _TOML_WORDS = {"tuple": "list", "dictionary": "table"}
@@ -201,8 +201,31 @@ def _with_absolute_paths(recipe: Recipe, root: Path) -> Recipe:
     data = recipe.data.model_copy(
         update={"train": absolute(recipe.data.train), "heldout": absolute(recipe.data.heldout)}
     )
-    tasks = tuple(task.model_copy(update={"data": absolute(task.data)}) for task in recipe.bench.eval)
     local = not recipe.model.id.startswith(BUNDLED_PREFIX) and (root / recipe.model.id).is_dir()
     model = recipe.model.model_copy(update={"id": absolute(recipe.model.id)}) if local else recipe.model
-    bench = recipe.bench.model_copy(update={"eval": tasks})
+    bench = _absolute_bench(recipe.bench, absolute)
     return recipe.model_copy(update={"data": data, "bench": bench, "model": model})
+
+
+def _absolute_bench(bench: Bench, absolute: Callable[[str], str]) -> Bench:
+    load = bench.load
+    workload = load.workload if load.workload in NAMED_WORKLOADS else absolute(load.workload)
+    return bench.model_copy(
+        update={
+            "load": load.model_copy(update={"trace": absolute(load.trace), "workload": workload}),
+            "eval": tuple(
+                task.model_copy(update={"data": absolute(task.data), "task": _absolute_scorer(task.task, absolute)})
+                for task in bench.eval
+            ),
+            "gate": bench.gate.model_copy(update={"baseline": absolute(bench.gate.baseline)}),
+        }
+    )
+
+
+def _absolute_scorer(task: str, absolute: Callable[[str], str]) -> str:
+    """`python:FILE.py:function` with the file's whole path; any other task as it is."""
+    prefix, _, rest = task.partition(":")
+    if prefix != "python":
+        return task
+    file, colon, function = rest.rpartition(":")
+    return f"python:{absolute(file)}{colon}{function}"

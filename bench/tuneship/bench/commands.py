@@ -63,7 +63,7 @@ def load(
 
     """
     from tuneship.bench import tables  # noqa: PLC0415
-    from tuneship.bench.measure import LoadPlan, run_load  # noqa: PLC0415
+    from tuneship.bench.load.measure import LoadPlan, run_load  # noqa: PLC0415
     from tuneship.bench.target import resolve  # noqa: PLC0415
 
     target = resolve(url, model, key_env)
@@ -107,7 +107,7 @@ def eval_(
 
     """
     from tuneship.bench import tables  # noqa: PLC0415
-    from tuneship.bench.evaluate import Task, evaluate  # noqa: PLC0415
+    from tuneship.bench.quality.evaluate import Task, evaluate  # noqa: PLC0415
     from tuneship.bench.target import resolve  # noqa: PLC0415
 
     target = resolve(url, model, key_env)
@@ -144,8 +144,8 @@ def compare(
 
     """
     from tuneship.bench import tables  # noqa: PLC0415
-    from tuneship.bench.compare import Margins  # noqa: PLC0415
-    from tuneship.bench.compare import compare as compare_reports  # noqa: PLC0415
+    from tuneship.bench.compare.stored import Margins  # noqa: PLC0415
+    from tuneship.bench.compare.stored import compare as compare_reports  # noqa: PLC0415
 
     rows = compare_reports(
         read_report(_report_file(baseline)),
@@ -173,7 +173,7 @@ def _write(
     target: Target, folder: Path, *, load: list[LoadResult] | None = None, evals: list[EvalResult] | None = None
 ) -> None:
     from tuneship.bench import testbed  # noqa: PLC0415
-    from tuneship.bench.report import write_html  # noqa: PLC0415
+    from tuneship.bench.report.page import write_html  # noqa: PLC0415
     from tuneship.bench.stages import now  # noqa: PLC0415
 
     report = Report(

@@ -16,8 +16,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tuneship.bench import testbed
-from tuneship.bench.evaluate import Role, Task, evaluate
-from tuneship.bench.measure import LoadPlan, run_load
+from tuneship.bench.load.measure import LoadPlan, run_load
+from tuneship.bench.quality.evaluate import Role, Task, evaluate
 from tuneship.bench.target import Target, resolve
 from tuneship.core import recipe_file
 from tuneship.core.artifact import Artifact, open_artifact
@@ -45,7 +45,7 @@ def baseline(job: Job) -> Path:
 
 def bench(job: Job) -> Path:
     """Load and score the tuned model; writes the run's `report.json` and `report.html`."""
-    from tuneship.bench.report import write_html  # noqa: PLC0415 - 2 s of altair that `baseline` need not wait for
+    from tuneship.bench.report.page import write_html  # noqa: PLC0415 - 2 s of altair that `baseline` need not wait for
 
     target = _target(job)
     tuned = _evaluate(target, job, "tuned")

@@ -3,7 +3,7 @@
 import pytest
 
 from tuneship.bench.commands import compare as compare_verb
-from tuneship.bench.compare import Margins, compare
+from tuneship.bench.compare.stored import Margins, compare
 from tuneship.core import report
 from tuneship.core.errors import EndpointError, ExitCode, RegressionFound
 from tuneship.core.report import ClientHealth, write_report

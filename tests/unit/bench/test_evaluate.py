@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from tuneship.bench import evaluate as module
-from tuneship.bench.evaluate import Task, evaluate, read_items, standard_error
+from tuneship.bench.quality import evaluate as module
+from tuneship.bench.quality.evaluate import Task, evaluate, read_items, standard_error
 from tuneship.bench.target import Target
 from tuneship.core.errors import DataError, EndpointError
 

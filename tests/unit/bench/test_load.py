@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import uvloop
 
-from tuneship.bench import load, metrics
-from tuneship.bench.load import Recording
-from tuneship.bench.measure import LoadPlan, run_load
+from tuneship.bench.load import drive as load
+from tuneship.bench.load import metrics
+from tuneship.bench.load.drive import Recording
+from tuneship.bench.load.measure import LoadPlan, run_load
+from tuneship.bench.load.workload import Request
 from tuneship.bench.target import resolve
-from tuneship.bench.workload import Request
 from tuneship.core.errors import EndpointError
 
 

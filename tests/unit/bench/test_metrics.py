@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneship.bench import metrics
-from tuneship.bench.load import Recording
-from tuneship.bench.stream import RequestRecord
+from tuneship.bench.load import metrics
+from tuneship.bench.load.drive import Recording
+from tuneship.bench.load.stream import RequestRecord
 
 
 def _record(sent_s: float, chunks_s: list[float], end_s: float, tokens: int, **more) -> RequestRecord:

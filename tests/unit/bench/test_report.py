@@ -6,8 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tuneship.bench import charts
-from tuneship.bench.report import format_ms, render, write_html
+from tuneship.bench.report import charts
+from tuneship.bench.report.page import format_ms, render, write_html
 from tuneship.core.parity import Parity
 from tuneship.core.report import LossPoint
 

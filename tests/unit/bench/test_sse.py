@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneship.bench.sse import Event, SseParser
+from tuneship.bench.load.sse import Event, SseParser
 
 _LINE = st.sampled_from(
     ['data: {"a": 1}', "data:x", "data", "data: ", "data:  two", ": comment", "event: error", "id: 7", "retry: 5", "",

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneship.bench.tasks import SCORERS, read_rows, sql
-from tuneship.bench.tasks.sql import has_order
+from tuneship.bench.quality.tasks import SCORERS, read_rows, sql
+from tuneship.bench.quality.tasks.sql import has_order
 from tuneship.core.errors import DataError
 
 SCHEMA = """

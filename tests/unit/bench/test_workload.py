@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneship.bench.workload import make_prompt, plan, schedule
+from tuneship.bench.load.workload import make_prompt, plan, schedule
 
 
 def _gaps(rate: float, duration_s: float, seed: int) -> list[float]:

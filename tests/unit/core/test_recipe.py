@@ -27,7 +27,6 @@ NOT_YET: dict[str, Any] = {
     "merge.base": ["dequantized"],
     "serve.mode": ["auto"],
     "serve.quantization": ["nf4", "fp8", "w4a16"],
-    "bench.load.rates": ["sweep"],
 }
 
 
@@ -62,9 +61,31 @@ def test_a_value_whose_work_comes_later_is_refused_by_name(tmp_path: Path, key: 
     assert key.rpartition(".")[2] in error.message
 
 
-def test_lm_eval_tasks_are_refused_by_name(tmp_path: Path):
-    content = tree() | {"bench": {"eval": [{"task": "lm-eval:mmlu", "data": "x"}]}}
-    assert "'lm-eval:mmlu' is not yet supported" in refused(tmp_path, content).message
+@pytest.mark.parametrize("task", ["exact", "rouge-l", "python:mine.py:score", "lm-eval:mmlu"])
+def test_tasks_that_a_recipe_may_name(task: str):
+    content = tree() | {"bench": {"eval": [{"task": task, "data": "x"}]}}
+    assert Recipe.model_validate(content).bench.eval[0].task == task
+
+
+def test_a_task_that_is_no_scorer_is_refused_with_those_that_are(tmp_path: Path):
+    content = tree() | {"bench": {"eval": [{"task": "exactly", "data": "x"}]}}
+    assert "'exactly' is none of: exact, normalised" in refused(tmp_path, content).message
+
+
+def test_samples_without_a_temperature_are_refused(tmp_path: Path):
+    content = tree() | {"bench": {"eval": [{"task": "exact", "data": "x", "samples": 4}]}}
+    assert "needs a temperature above 0" in refused(tmp_path, content).message
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ({"prefix_tokens": 64, "input_tokens": 64}, "prefix_tokens = 64 is not below input_tokens = 64"),
+        ({"workload": "shared-prefix"}, "workload = 'shared-prefix' needs prefix_tokens"),
+    ],
+)
+def test_a_shared_prefix_needs_room(tmp_path: Path, load: dict[str, Any], message: str):
+    assert message in refused(tmp_path, tree() | {"bench": {"load": load}}).message
 
 
 def test_the_list_above_names_every_value_that_the_code_refuses():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -188,3 +189,25 @@ def test_the_resolved_copy_spells_out_every_key(write_recipe: Write):
     for section in ("model", "quantization", "data", "lora", "train", "merge", "serve", "bench.load", "bench.gate"):
         assert f"[{section}]" in text
     assert "max_nll_increase = 0.02" in text
+
+
+def test_bench_paths_are_relative_to_the_recipe_too(tmp_path: Path):
+    bench = {
+        "load": {"trace": "t.jsonl", "workload": "chats.jsonl"},
+        "eval": [{"task": "python:mine.py:score", "data": "rows.jsonl"}, {"task": "exact", "data": "rows.jsonl"}],
+        "gate": {"baseline": "old/report.json"},
+    }
+    file = tmp_path / "recipe.toml"
+    file.write_text(tomli_w.dumps({"model": {"id": "org/base"}, "data": {"train": "a.jsonl"}, "bench": bench}))
+    found = recipe_file.load(file).bench
+    assert found.load.trace == str(tmp_path / "t.jsonl")
+    assert found.load.workload == str(tmp_path / "chats.jsonl")
+    assert [task.task for task in found.eval] == [f"python:{tmp_path / 'mine.py'}:score", "exact"]
+    assert found.gate.baseline == str(tmp_path / "old/report.json")
+
+
+def test_a_named_workload_is_no_path(tmp_path: Path):
+    file = tmp_path / "recipe.toml"
+    bench = {"load": {"workload": "heldout"}}
+    file.write_text(tomli_w.dumps({"model": {"id": "org/base"}, "data": {"train": "a.jsonl"}, "bench": bench}))
+    assert recipe_file.load(file).bench.load.workload == "heldout"

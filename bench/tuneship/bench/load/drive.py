@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import aiohttp
 
-from tuneship.bench.stream import Clock, RequestRecord, encode, send
-from tuneship.bench.workload import Request
+from tuneship.bench.load.stream import Clock, RequestRecord, encode, send
+from tuneship.bench.load.workload import Request
 
 _CONNECT_TIMEOUT_S = 10
 # Below the 5 s after which uvicorn hangs up on an idle connection: a POST on a dying one fails and is not repeated.

@@ -19,9 +19,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from tuneship.bench.load import Recording
-from tuneship.bench.stream import RequestRecord
-from tuneship.bench.workload import Arrivals
+from tuneship.bench.load.drive import Recording
+from tuneship.bench.load.stream import RequestRecord
+from tuneship.bench.load.workload import Arrivals
 from tuneship.core.report import ClientHealth, LoadResult, Percentiles
 
 _SAMPLES = 512

@@ -14,9 +14,9 @@ import altair as alt
 import jinja2
 import vl_convert
 
-from tuneship.bench import charts, examples
-from tuneship.bench.charts import Spec
-from tuneship.bench.examples import Example
+from tuneship.bench.report import charts, examples
+from tuneship.bench.report.charts import Spec
+from tuneship.bench.report.examples import Example
 from tuneship.core.files import write_atomic
 from tuneship.core.report import EvalResult, LoadResult, Report
 

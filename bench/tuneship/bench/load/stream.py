@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 
-from tuneship.bench.sse import SseParser
-from tuneship.bench.workload import Request
+from tuneship.bench.load.sse import SseParser
+from tuneship.bench.load.workload import Request
 
 TIMEOUT = "timeout"
 # libuv's timers count whole milliseconds and may fire a little early; what is left after that is not worth a sleep.

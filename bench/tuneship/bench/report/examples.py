@@ -7,7 +7,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from tuneship.bench.evaluate import Item, read_items
+from tuneship.bench.quality.evaluate import Item, read_items
 from tuneship.core.report import EvalResult
 
 _LONGEST = 700

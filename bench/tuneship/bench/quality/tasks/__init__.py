@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tuneship.bench.tasks.exact import score_exact
-from tuneship.bench.tasks.json_fields import score_json_fields
-from tuneship.bench.tasks.rows import Row, read_rows
-from tuneship.bench.tasks.sql import score_sql
+from tuneship.bench.quality.tasks.exact import score_exact
+from tuneship.bench.quality.tasks.json_fields import score_json_fields
+from tuneship.bench.quality.tasks.rows import Row, read_rows
+from tuneship.bench.quality.tasks.sql import score_sql
 
 Scorer = Callable[[str, str, Mapping[str, Any]], float]
 """(answer, reference, the row's extra keys) -> 0..1. Raises ValueError when the reference itself cannot be scored."""

@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple
 import aiohttp
 import uvloop
 
-from tuneship.bench import load, metrics, workload
-from tuneship.bench.stream import TIMEOUT, RequestRecord
+from tuneship.bench.load import drive as client
+from tuneship.bench.load import metrics, workload
+from tuneship.bench.load.stream import TIMEOUT, RequestRecord
 from tuneship.bench.target import Target
 from tuneship.core.errors import EndpointError
 from tuneship.core.progress import progress, say
@@ -46,7 +47,7 @@ def run_load(target: Target, plan: LoadPlan) -> list[LoadResult]:
 
 async def _run(target: Target, plan: LoadPlan) -> list[LoadResult]:
     salt = secrets.token_hex(4)
-    async with load.connect(target.key) as session:
+    async with client.connect(target.key) as session:
         await _warm_up(session, target, plan, salt)
         return [await _level(session, target, plan, rate, salt) for rate in plan.rates]
 
@@ -59,7 +60,7 @@ async def _warm_up(session: aiohttp.ClientSession, target: Target, plan: LoadPla
         )
         for index, model in enumerate(target.models * _WARM_UP_REQUESTS)
     ]
-    recording = await load.drive(session, target.url, requests, drain_s=_WARM_UP_S)
+    recording = await client.drive(session, target.url, requests, drain_s=_WARM_UP_S)
     _refuse_silence(target, "the warm-up", recording.records)
 
 
@@ -67,7 +68,7 @@ async def _level(session: aiohttp.ClientSession, target: Target, plan: LoadPlan,
     label = f"load {rate:g}/s"
     requests = _requests(target, plan, rate, salt)
     drain_s = plan.duration_s + plan.drain_s - requests[-1].at_s
-    recording = await load.drive(session, target.url, requests, drain_s=drain_s, watch=partial(_show, label))
+    recording = await client.drive(session, target.url, requests, drain_s=drain_s, watch=partial(_show, label))
     _show(label, plan.duration_s, recording.records)
     _refuse_silence(target, label, recording.records)
     return metrics.summarise(

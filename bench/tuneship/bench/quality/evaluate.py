@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple, cast
 import httpx
 import openai
 
+from tuneship.bench.quality.tasks import SCORERS, Row, Scorer, read_rows
 from tuneship.bench.target import Target
-from tuneship.bench.tasks import SCORERS, Row, Scorer, read_rows
 from tuneship.core.errors import DataError, EndpointError
 from tuneship.core.files import write_atomic
 from tuneship.core.progress import progress

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from tuneship.bench.tasks.text import unfence
+from tuneship.bench.quality.tasks.text import unfence
 
 
 def score_json_fields(answer: str, reference: str, _extra: Mapping[str, Any]) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
-from tuneship.bench.tasks.text import unfence
+from tuneship.bench.quality.tasks.text import unfence
 
 _TIME_LIMIT_S = 1.0
 _ROW_LIMIT = 10_000

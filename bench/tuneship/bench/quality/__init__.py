@@ -1,0 +1,1 @@
+"""How good: tasks with scorers, lm-eval's tasks, and the likelihood of held-out text."""

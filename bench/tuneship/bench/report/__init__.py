@@ -1,0 +1,1 @@
+"""What a reader sees: one HTML file, and the history of past reports."""
