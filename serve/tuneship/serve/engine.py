@@ -55,7 +55,8 @@ class Engine:
 
     def failure(self, what: str) -> EngineError:
         """`what` happened as an error, with the reason from the log."""
-        reason = engine_log.reason(self.log) or self.death
+        code = self.process.poll()
+        reason = engine_log.reason(self.log, main_was_killed=code is not None and code < 0) or self.death
         return EngineError(f"SGLang {what}{': ' if reason else ''}{reason}", hint=f"the whole log: {self.log}")
 
     def wait_ready(self, selectors: Sequence[str | None], timeout_s: float) -> None:

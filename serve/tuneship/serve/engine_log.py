@@ -21,13 +21,17 @@ _KILLED = re.compile(r"(Subprocess \S+) \(pid=\d+\) (crashed with exit code -?\d
 _MAX_LENGTH = 300
 
 
-def reason(log: Path) -> str:
-    """The cause of the failure that `log` ends with; empty when it shows none."""
+def reason(log: Path, *, main_was_killed: bool = False) -> str:
+    """The cause of the failure that `log` ends with; empty when it shows none.
+
+    `main_was_killed`: a signal ended the main process. Only a worker's failure can be the cause then; other exceptions
+    in the log are of those who found it gone.
+    """
     lines = tail(log, _LOOK_BACK_LINES).splitlines()
     failed = next((number for number, line in enumerate(lines) if _WORKER_FAILED in line), None)
     worker = next(_exceptions(lines[failed:]), "") if failed is not None else ""
     killed = next((" ".join(match.groups()) for line in lines if (match := _KILLED.search(line))), "")
-    last = next(_exceptions(reversed(lines)), "")
+    last = "" if main_was_killed else next(_exceptions(reversed(lines)), "")
     return (worker or killed or last)[:_MAX_LENGTH]
 
 

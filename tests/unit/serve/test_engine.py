@@ -38,6 +38,18 @@ def test_an_exit_without_a_word(tmp_path: Path):
         engine.wait_ready([None], timeout_s=60)
 
 
+def test_who_found_it_gone_is_not_why_it_went(tmp_path: Path):
+    program = "import os; print('ConnectionError: refused', flush=True); os.kill(os.getpid(), 9)"
+    with pytest.raises(EngineError, match="it ended with SIGKILL"):
+        child(program, tmp_path / "log").wait_ready([None], timeout_s=60)
+
+
+def test_a_worker_that_fell_is_why_although_the_main_process_was_killed(tmp_path: Path):
+    program = f"import os; print({WORKER_FELL!r}, flush=True); os.kill(os.getpid(), 9)"
+    with pytest.raises(EngineError, match="out of memory"):
+        child(program, tmp_path / "log").wait_ready([None], timeout_s=60)
+
+
 def test_a_start_that_takes_too_long(tmp_path: Path):
     engine = child("import time; time.sleep(60)", tmp_path / "log")
     try:
