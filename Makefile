@@ -26,10 +26,10 @@ help: ## list the targets
 setup: $(STAMP) ## build .venv from requirements.lock
 
 quickstart: $(STAMP) ## train -> merge -> serve -> bench on the bundled model, no account, no GPU
-	$(BIN)/tuneship up recipes/quickstart.toml --until bench
+	$(BIN)/tuneship up recipes/quickstart.toml
 	@echo
 	@echo "report:  runs/invoice-json/report.html"
-	@echo "next:    $(BIN)/tuneship up recipes/quickstart.toml     (nothing is trained again; it serves until Ctrl-C)"
+	@echo "next:    $(BIN)/tuneship up recipes/quickstart.toml --keep-serving     (nothing is trained again)"
 
 test: test-unit test-integration test-gpu ## all tests that this machine can run
 

@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).parents[2]
 @pytest.mark.parametrize("mode", ["merged", "adapters"])
 def test_up_serves_what_it_trained(tmp_path, mode):
     command = [sys.executable, "-m", "tuneship", "up", str(REPOSITORY / "recipes" / "quickstart.toml")]
-    command += ["--until", "bench", "--run", str(tmp_path / "run"), "--serve.mode", mode]
+    command += ["--run", str(tmp_path / "run"), "--serve.mode", mode]
     subprocess.run(command, check=True, timeout=1800)
     report = read_report(tmp_path / "run" / "report.json")
     scores = {result.role: result.score for result in report.eval}

@@ -65,7 +65,10 @@ def served(tiny_model, tmp_path_factory):
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tuneship", "up", "adder.toml"], cwd=folder, stdout=file, stderr=file
+            [sys.executable, "-m", "tuneship", "up", "adder.toml", "--keep-serving"],
+            cwd=folder,
+            stdout=file,
+            stderr=file,
         )
         deadline = time.monotonic() + 500
         while "serving until Ctrl-C" not in log.read_text():
@@ -128,12 +131,30 @@ def test_a_second_up_measures_nothing_again(served):
     process.wait(timeout=60)
     before = Path(run.report).stat().st_mtime_ns
     again = subprocess.run(
-        [sys.executable, "-m", "tuneship", "up", "adder.toml", "--until", "bench"],
+        [sys.executable, "-m", "tuneship", "up", "adder.toml"],
         cwd=run.path.parents[1], capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
     assert "bench: unchanged" in again.stderr
     assert Path(run.report).stat().st_mtime_ns == before
+    (merged,) = run.artifacts.glob("merged-*")
+    assert f"tuneship serve runs/adder/artifacts/{merged.name}" in again.stdout
+    assert "curl http://127.0.0.1:30000/v1/chat/completions" in again.stdout
+    assert "8 rows, 32 tokens with loss" in again.stdout
+
+
+def test_from_runs_a_stage_again_although_nothing_changed(served):
+    run, process, _ = served
+    process.wait(timeout=60)
+    before = run.state().stages
+    again = subprocess.run(
+        [sys.executable, "-m", "tuneship", "up", "adder.toml", "--from", "merge", "--until", "merge"],
+        cwd=run.path.parents[1], capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "train: unchanged" in again.stderr
+    assert run.state().stages["train"] == before["train"]
+    assert run.state().stages["merge"].attempt == before["merge"].attempt + 1
 
 
 def test_ctrl_c_while_measuring_ends_everything_and_keeps_the_report(served):
@@ -142,7 +163,7 @@ def test_ctrl_c_while_measuring_ends_everything_and_keeps_the_report(served):
     before = run.report.read_bytes()
     second = log.with_name("second")
     with second.open("w") as file:
-        args = ["up", "adder.toml", "--until", "bench", "--bench.load.duration_s", "100"]
+        args = ["up", "adder.toml", "--bench.load.duration_s", "100"]
         bench = subprocess.Popen([sys.executable, "-m", "tuneship", *args], cwd=run.path.parents[1], stderr=file)
     try:
         deadline = time.monotonic() + 200

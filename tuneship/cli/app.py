@@ -19,6 +19,7 @@ app.command("tuneship.cli.up:up", name="up", help="Train, merge, serve and bench
 app.command("tuneship.cli.up:train", name="train", help="Train a recipe's adapter.")
 app.command("tuneship.cli.up:merge", name="merge", help="Merge a run's adapter into one bf16 checkpoint.")
 app.command("tuneship.cli.up:plan", name="plan", help="What a recipe would do on this machine; loads no model.")
+app.command("tuneship.cli.doctor:doctor", name="doctor", help="Is this machine fit to train and to serve?")
 app.command("tuneship.train.commands:fetch", name="fetch", help="Bring a base model to this disk.")
 app.command("tuneship.serve.commands:serve", name="serve", help="Serve a merged checkpoint, or adapters on one base.")
 

@@ -9,12 +9,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from tuneship.cli import closing, summary
 from tuneship.cli import overrides as dotted
-from tuneship.cli import summary
 from tuneship.cli.console import out
 from tuneship.cli.pipeline import Pipeline, Target, identify
 from tuneship.core import recipe_file
-from tuneship.core.artifact import open_artifact
+from tuneship.core.artifact import Artifact, open_artifact
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import write_atomic
 from tuneship.core.progress import say
@@ -23,18 +23,25 @@ from tuneship.core.report import read_report
 from tuneship.core.rundir import RunDir, locked
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+From = Literal["train", "merge", "bench"]
 Until = Literal["train", "merge", "serve", "bench"]
+# In the order in which they run; the base is measured before the tuned model.
+_STAGES = ("train", "merge", "baseline", "bench")
 
 
 def up(
     recipe: Path,
     *overrides: Overrides,
-    until: Until | None = None,
+    from_: Annotated[From | None, Parameter(name="--from")] = None,
+    until: Until = "bench",
+    keep_serving: bool = False,
     run: Path | None = None,
     dry_run: bool = False,
     force: bool = False,
 ) -> None:
     """Train, merge, serve and bench a recipe in one command; what is done already is kept.
+
+    At its end everything that it started is ended too, unless it is told to keep serving.
 
     Parameters
     ----------
@@ -42,9 +49,12 @@ def up(
         The recipe's TOML file.
     overrides
         Any recipe key: --lora.rank 8 --train.steps 20.
+    from_
+        Run this stage and those after it again, although nothing changed.
     until
-        Stop after this stage: train and merge leave an artifact, serve serves without measuring, bench measures and
-        stops the server. Without it, all of them run and the server stays up until Ctrl-C.
+        Stop after this stage: train and merge leave an artifact, serve serves until Ctrl-C without measuring.
+    keep_serving
+        Leave the server up after the bench, until Ctrl-C.
     run
         The run directory (default: runs/<name of the recipe>).
     dry_run
@@ -62,7 +72,8 @@ def up(
     with locked(RunDir(folder.resolve())) as held:
         recipe_file.save(resolved, held.recipe)
         write_atomic(held.path / "command.txt", shlex.join(["tuneship", *sys.argv[1:]]) + "\n")
-        _go(Pipeline(held, resolved, force), until)
+        held.forget(_STAGES[_STAGES.index(from_) :] if from_ else ())
+        _go(Pipeline(held, resolved, force), until, keep_serving=keep_serving)
 
 
 def train(recipe: Path, *overrides: Overrides, run: Path | None = None) -> None:
@@ -116,7 +127,7 @@ def plan(recipe: Path, *overrides: Overrides) -> None:
     _print_plan(recipe_file.load(recipe, dotted.parse(overrides)))
 
 
-def _go(work: Pipeline, until: Until | None) -> None:
+def _go(work: Pipeline, until: Until, *, keep_serving: bool) -> None:
     source = work.fetch()
     base = identify(source)
     adapter = work.train(source, base)
@@ -136,9 +147,9 @@ def _go(work: Pipeline, until: Until | None) -> None:
         with work.serve(target) as server:
             server.result()
         return
-    if until == "bench" and work.bench_is_done(base, served):
+    if work.bench_is_done(base, served) and not keep_serving:
         say("bench: unchanged")
-        summary.show(read_report(work.run.report), work.run.path)
+        _close(work, target, adapter)
         return
     if merged_mode and work.needs_baseline(base):
         with work.serve(Target(source.path, source.name), port=0):
@@ -146,10 +157,16 @@ def _go(work: Pipeline, until: Until | None) -> None:
     with work.serve(target) as server:
         baseline = work.baseline(base, source.name)
         work.bench(base, served, baseline)
-        summary.show(read_report(work.run.report), work.run.path)
-        if until is None:
+        _close(work, target, adapter)
+        if keep_serving:
             say("serving until Ctrl-C")
             server.result()
+
+
+def _close(work: Pipeline, target: Target, adapter: Artifact) -> None:
+    """What a run ends with: what was measured, where everything lies, how to talk to it."""
+    summary.show(read_report(work.run.report), work.run.path)
+    closing.show(work.run, target, adapter)
 
 
 def _print_plan(recipe: Recipe) -> None:

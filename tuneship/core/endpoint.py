@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,3 +73,9 @@ def read_endpoint(path: Path) -> Endpoint:
     except OSError:
         raise EndpointError(f"no endpoint at {path}", hint="is `tuneship serve` running?") from None
     return versioned.parse(Endpoint, text, path, SCHEMA, EndpointError)
+
+
+def curl(url: str, model: str) -> str:
+    """The command line that asks `model` at `url` something."""
+    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"

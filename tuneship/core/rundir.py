@@ -10,7 +10,7 @@ runs/<name>/
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +101,14 @@ class RunDir(NamedTuple):
         state = self.state()
         new = state.model_copy(update={"stages": {**state.stages, stage: done}})
         write_atomic(self.path / "state.json", new.model_dump_json(indent=1, by_alias=True))
+
+    def forget(self, stages: Iterable[str]) -> None:
+        """Let `stages` count as not done; what they made stays on disk."""
+        state = self.state()
+        kept = {name: done for name, done in state.stages.items() if name not in set(stages)}
+        if kept != state.stages:
+            new = state.model_copy(update={"stages": kept})
+            write_atomic(self.path / "state.json", new.model_dump_json(indent=1, by_alias=True))
 
     def new_attempt(self, stage: str) -> Path:
         """A fresh `attempt-<n>` directory, with `latest` pointing at it."""

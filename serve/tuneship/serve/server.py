@@ -26,7 +26,7 @@ import uvloop
 from starlette.applications import Starlette
 
 from tuneship.core import hardware
-from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel, write_endpoint
+from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel, curl, write_endpoint
 from tuneship.core.errors import EndpointError
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
@@ -204,8 +204,7 @@ def _describe(engine: Engine, listener: socket.socket, catalog: Catalog) -> Endp
 
 def _say_hello(endpoint: Endpoint) -> None:
     say(f"serving {', '.join(model.version for model in endpoint.models)} at {endpoint.url}")
-    body = f'{{"model": "{endpoint.models[-1].name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    say(f"curl {endpoint.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'")
+    say(curl(endpoint.url, endpoint.models[-1].name))
 
 
 def _warn_beyond_loopback(host: str) -> None:

@@ -109,3 +109,15 @@ def test_a_state_that_cannot_be_read_is_refused(run: RunDir, text: str, says: st
     (run.path / "state.json").write_text(text)
     with pytest.raises(ArtifactError, match=says):
         run.state()
+
+
+def test_a_forgotten_stage_is_not_done_and_the_others_are(tmp_path: Path):
+    run = RunDir(tmp_path)
+    for stage in ("train", "merge", "bench"):
+        attempt = run.new_attempt(stage)
+        run.finish(stage, "id", attempt, attempt)
+    run.forget(("merge", "baseline", "bench"))
+    assert run.output("train", "id") is not None
+    assert run.output("merge", "id") is None
+    assert run.output("bench", "id") is None
+    assert run.latest("merge").exists(), "what it made stays"
