@@ -29,7 +29,7 @@ def _reference(stream: bytes) -> list[Event]:
         value = value.removeprefix(" ")
         if not line:
             if data:
-                events.append(Event(kind or "message", "\n".join(data)))
+                events.append(Event(kind or "message", "\n".join(data).encode()))
             data, kind = [], ""
         elif name == "data":
             data.append(value)
@@ -54,14 +54,14 @@ def test_byte_by_byte_equals_at_once(stream: bytes) -> None:
 @pytest.mark.parametrize(
     ("chunks", "events"),
     [
-        ([b"data: 1\n\ndata: 2\n\n"], [("message", "1"), ("message", "2")]),
-        ([b"data: 1\r", b"\n\r", b"\ndata: 2\r\n\r\n"], [("message", "1"), ("message", "2")]),
-        ([b"\xef", b"\xbb\xbfdata: after the mark\n\n"], [("message", "after the mark")]),
-        ([b"data: first\ndata: second\n\n"], [("message", "first\nsecond")]),
-        ([b": ping\n\n", b"event: error\ndata: {}\n\n"], [("error", "{}")]),
+        ([b"data: 1\n\ndata: 2\n\n"], [("message", b"1"), ("message", b"2")]),
+        ([b"data: 1\r", b"\n\r", b"\ndata: 2\r\n\r\n"], [("message", b"1"), ("message", b"2")]),
+        ([b"\xef", b"\xbb\xbfdata: after the mark\n\n"], [("message", b"after the mark")]),
+        ([b"data: first\ndata: second\n\n"], [("message", b"first\nsecond")]),
+        ([b": ping\n\n", b"event: error\ndata: {}\n\n"], [("error", b"{}")]),
         ([b"data: cut off"], []),
-        ([b"", b"data: x\n", b"", b"\n"], [("message", "x")]),
+        ([b"", b"data: x\n", b"", b"\n"], [("message", b"x")]),
     ],
 )
-def test_examples(chunks: list[bytes], events: list[tuple[str, str]]) -> None:
+def test_examples(chunks: list[bytes], events: list[tuple[str, bytes]]) -> None:
     assert _parse(*chunks) == events

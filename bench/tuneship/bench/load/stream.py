@@ -1,4 +1,10 @@
-"""One streamed chat completion: from a request to the record of what happened to it, and when."""
+"""One streamed chat completion: from a request to the record of what happened to it, and when.
+
+A chunk counts when it carries tokens: text, reasoning, or a tool call. Token counts come from the server's `usage` and
+from nothing else. With `ignore_eos`, a model may spend all its tokens on what is not text (an untrained one does): such
+an answer has no first token that a user would see, hence no TTFT, so it is the error `no_content` and not a completed
+request, however many tokens `usage` names. Counting it with the end of the stream as its TTFT would invent a latency.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
+import msgspec
 
 from tuneship.bench.load.sse import SseParser
 from tuneship.bench.load.workload import Request
@@ -16,6 +23,9 @@ from tuneship.bench.load.workload import Request
 TIMEOUT = "timeout"
 # libuv's timers count whole milliseconds and may fire a little early; what is left after that is not worth a sleep.
 _TIMER_RESOLUTION_S = 0.0005
+_DONE = b"[DONE]"
+_ABORT = "abort"
+"""SGLang ends a request that it drops with this reason, and status 200."""
 
 
 @dataclass(slots=True)
@@ -42,10 +52,10 @@ class RequestRecord:
 
 
 class Clock:
-    """Seconds since it was made; perf_counter, because uvloop's own clock has only milliseconds."""
+    """Seconds since `start` (a perf_counter, by default now); uvloop's own clock has only milliseconds."""
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, start: float | None = None) -> None:
+        self._start = time.perf_counter() if start is None else start
 
     def now(self) -> float:
         """This moment."""
@@ -55,6 +65,38 @@ class Clock:
         """Return at `at_s`, never more than half a millisecond early."""
         while (wait := at_s - self.now()) > _TIMER_RESOLUTION_S:  # noqa: ASYNC110 - time passing is no event
             await asyncio.sleep(wait)
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+    @property
+    def has_token(self) -> bool:
+        return bool(self.content or self.reasoning_content or self.reasoning or self.tool_calls)
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    finish_reason: str | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Chunk(msgspec.Struct):
+    """The fields of a chunk that are looked at. Others are skipped unread: half the time of a whole `json.loads`."""
+
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Chunk).decode
 
 
 def encode(request: Request) -> bytes:
@@ -102,42 +144,46 @@ async def _read(response: aiohttp.ClientResponse, record: RequestRecord, clock: 
         record.finish(clock.now(), "stream_closed", "the stream ended without [DONE]")
 
 
-def _take(kind: str, data: str, record: RequestRecord, arrived_s: float) -> None:
+def _take(kind: str, data: bytes, record: RequestRecord, arrived_s: float) -> None:
     """Act on one event."""
-    if data == "[DONE]":
+    if data == _DONE:
         record.finish(arrived_s, *_verdict(record))
         return
     try:
-        body = json.loads(data)
-        failed = kind == "error" or bool(body.get("error")) or _aborted(body)
-        if not failed:
-            _book(body, record, arrived_s)
-    except (ValueError, TypeError, AttributeError, LookupError):
-        record.finish(arrived_s, "stream_error", f"not a chat completion chunk: {data}")
+        chunk = _parse(data)
+    except msgspec.MsgspecError:
+        record.finish(arrived_s, "stream_error", f"not a chat completion chunk: {_text(data)}")
         return
-    if failed:
-        record.finish(arrived_s, "stream_error", data)
-
-
-def _book(body: dict[str, Any], record: RequestRecord, arrived_s: float) -> None:
-    choices = body.get("choices") or [{}]
-    delta = choices[0].get("delta") or {}
-    if delta.get("content") or delta.get("reasoning_content"):
+    if kind == "error" or chunk.error or any(choice.finish_reason == _ABORT for choice in chunk.choices or ()):
+        record.finish(arrived_s, "stream_error", _text(data))
+        return
+    if chunk.choices and (delta := chunk.choices[0].delta) and delta.has_token:
         record.chunks_s.append(arrived_s)
-    usage = body.get("usage")
-    if usage:
-        record.input_tokens = int(usage["prompt_tokens"])
-        record.output_tokens = int(usage["completion_tokens"])
+    if (usage := chunk.usage) and usage.prompt_tokens is not None and usage.completion_tokens is not None:
+        record.input_tokens, record.output_tokens = usage.prompt_tokens, usage.completion_tokens
 
 
-def _aborted(body: dict[str, Any]) -> bool:
-    """SGLang ends a request that it drops with this reason, and status 200."""
-    return any(choice.get("finish_reason") == "abort" for choice in body.get("choices") or ())
+def _parse(data: bytes) -> _Chunk:
+    """What of a chunk is looked at.
+
+    Raises:
+        msgspec.MsgspecError: no JSON, or not of that shape.
+
+    """
+    try:
+        return _decode(data)
+    except UnicodeDecodeError:  # half a character in the text is the model's business, not the client's
+        return _decode(_text(data).encode())
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", errors="replace")
 
 
 def _verdict(record: RequestRecord) -> tuple[str, str]:
-    if not record.output_tokens:
+    if record.chunks_s and record.output_tokens:
+        return "", ""
+    usage_came = record.input_tokens or record.output_tokens  # there is no prompt without a token
+    if record.chunks_s or not usage_came:
         return "missing_usage", "the server sent no usage: it must support stream_options.include_usage"
-    if not record.chunks_s:
-        return "no_content", "the answer had no text"
-    return "", ""
+    return "no_content", f"no chunk had text, of {record.output_tokens} tokens: there is no first token to time"
