@@ -1,6 +1,7 @@
 """The load generator against a server whose schedule is known: it must measure that schedule, or say that it failed."""
 
 import asyncio
+import json
 import time
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 import uvloop
 
 from tuneship.bench.load import drive as load
-from tuneship.bench.load import metrics
+from tuneship.bench.load import metrics, processes, stream
 from tuneship.bench.load.drive import Recording
 from tuneship.bench.load.measure import LoadPlan, run_load
+from tuneship.bench.load.stream import RequestRecord
 from tuneship.bench.load.workload import Request
 from tuneship.bench.target import resolve
 from tuneship.core.errors import EndpointError
+
+_USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}
 
 
 def _drive(url: str, requests: list[Request], drain_s: float = 10) -> Recording:
@@ -127,6 +131,90 @@ def test_levels_of_several_models(server, behaviour, capsys) -> None:
     assert sum(row["requests"] for row in result.per_adapter.values()) == result.requests
     assert all(body["ignore_eos"] and body["stream_options"] == {"include_usage": True} for body in server.bodies)
     assert "load 20/s" in capsys.readouterr().err
+
+
+def test_a_closed_loop_keeps_its_number_in_flight_and_stops(server) -> None:
+    requests = _at_once("steady", 100, tokens=3)  # 80 ms each
+    recording = processes.run(server.url, "", requests, drain_s=5, concurrency=4, stop_s=0.5)
+    assert server.most_in_flight == 4
+    assert 8 <= len(recording.records) == len(server.bodies) <= 28
+    assert {record.error for record in recording.records} == {""}
+    scheduled = [record.scheduled_s for record in recording.records]
+    assert scheduled == sorted(scheduled)
+    assert scheduled[-1] < 0.5
+    assert all(0 <= record.sent_s - record.scheduled_s < 0.05 for record in recording.records)
+    assert recording.cpu_s > 0
+
+
+def test_a_closed_loop_on_a_hung_server_ends(server, behaviour) -> None:
+    server.behaviours["hung"] = behaviour(fault="hang")
+    recording = processes.run(server.url, "", _at_once("hung", 9), drain_s=0.3, concurrency=2)
+    assert [record.error for record in recording.records] == ["timeout"] * 2
+
+
+def test_what_is_due_after_the_stop_is_not_sent(server) -> None:
+    requests = [Request(index * 0.1, "steady", "x", 1) for index in range(10)]
+    recording = processes.run(server.url, "", requests, drain_s=5, stop_s=0.35)
+    assert len(recording.records) == len(server.bodies) == 4
+
+
+def test_several_processes_send_one_schedule(server) -> None:
+    seen: list[list[bool]] = []
+    requests = [Request(index * 0.05, "steady", "x", 3) for index in range(30)]
+    recording = processes.run(
+        server.url, "", requests, drain_s=5, processes=3, watch=lambda _now, records: seen.append([*map(bool, records)])
+    )
+    assert [record.scheduled_s for record in recording.records] == [request.at_s for request in requests]
+    assert {record.error for record in recording.records} == {""}
+    arrived = np.subtract(server.arrived_s, recording.records[0].sent_s)
+    assert np.median(np.abs(np.diff(arrived) - 0.05)) < 0.02  # one clock: the hands interleave as they were dealt
+    assert (recording.processes, len(recording.loop_lag_s) > 300) == (3, True)
+    assert recording.cpu_s > 0
+    assert seen
+    assert {len(records) for records in seen} == {30}
+
+
+def test_several_processes_share_a_concurrency(server) -> None:
+    recording = processes.run(server.url, "", _at_once("steady", 20), drain_s=5, processes=8, concurrency=3)
+    assert (recording.processes, len(recording.records)) == (3, 20)
+    assert server.most_in_flight == 3
+
+
+@pytest.mark.parametrize(
+    "delta",
+    [
+        {"content": "x"},
+        {"content": None, "reasoning_content": "hm"},
+        {"reasoning": "hm"},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "{"}}], "unknown": [1]},
+    ],
+)
+def test_what_carries_a_token(delta: dict) -> None:
+    record = _take_all({"choices": [{"index": 0, "delta": delta, "new": {}}], "usage": None}, _USAGE)
+    assert (record.error, record.chunks_s) == ("", [0.0])
+    assert (record.input_tokens, record.output_tokens) == (7, 5)
+
+
+def test_tokens_without_text_have_no_first_token() -> None:
+    silent = {"choices": [{"delta": {"role": "assistant", "content": "", "tool_calls": []}}]}
+    record = _take_all(silent, _USAGE)
+    assert record.error == "no_content"
+    assert "of 5 tokens" in record.detail
+    assert _take_all(silent, {"usage": {"prompt_tokens": 7, "completion_tokens": 0}}).error == "no_content"
+    assert _take_all(silent, {"usage": {}}).error == "missing_usage"
+
+
+def test_half_a_character_is_text() -> None:
+    record = RequestRecord("m", 0.0)
+    stream._take("message", b'{"choices": [{"delta": {"content": "\xe2\x82"}}]}', record, 1.0)
+    assert record.chunks_s == [1.0]
+
+
+def _take_all(*bodies: dict) -> RequestRecord:
+    record = RequestRecord("m", 0.0)
+    for at_s, data in enumerate([*(json.dumps(body).encode() for body in bodies), b"[DONE]"]):
+        stream._take("message", data, record, float(at_s))
+    return record
 
 
 def test_a_silent_server_is_an_error_with_its_reason(server, behaviour) -> None:

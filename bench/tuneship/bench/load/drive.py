@@ -1,16 +1,19 @@
-"""The load generator: open loop, one pooled aiohttp session, every request sent at its scheduled time.
+"""The load generator: one pooled aiohttp session, an open or a closed loop.
 
-It never waits for an answer before it sends the next request, so a slow server is seen as slow (no coordinated
-omission). It watches itself as well: how late requests left, and how late the event loop woke. `metrics.summarise`
-turns a `Recording` into figures and says whether they can be believed.
+An open loop sends every request at its scheduled time and never waits for an answer first, so a slow server is seen as
+slow (no coordinated omission). A closed loop keeps a fixed number in flight. Both watch themselves as well: how late
+requests left, and how late the event loop woke. `metrics.summarise` turns a `Recording` into figures and says whether
+they can be believed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import aiohttp
@@ -25,10 +28,13 @@ _WATCH_INTERVAL_S = 0.01
 
 
 class Recording(NamedTuple):
-    """One level as it was: every request, and how late the event loop woke (seconds, sampled at 100 Hz)."""
+    """One level as it was: every request sent, and how late the event loops woke (seconds, sampled at 100 Hz)."""
 
     records: list[RequestRecord]
     loop_lag_s: list[float]
+    cpu_s: float = 0.0
+    """What the client used of processors while it sent and read: the sum over its processes."""
+    processes: int = 1
 
 
 Watcher = Callable[[float, Sequence[RequestRecord]], None]
@@ -56,32 +62,85 @@ async def drive(
     *,
     drain_s: float,
     watch: Watcher | None = None,
+    concurrency: int = 0,
+    stop_s: float | None = None,
+    start: float | None = None,
 ) -> Recording:
-    """Send `requests` on their schedule and wait for the answers, at most `drain_s` after the last was sent.
+    """Send `requests` and wait for the answers, at most `drain_s` after the last was sent.
 
     Failures are recorded by kind, never raised: `timeout`, `connection`, `http_<status>`, `stream_error` (the server
     reported one in mid-stream, or sent no JSON), `stream_closed`, `missing_usage`, `no_content`.
+
+    Args:
+        session: from `connect`.
+        url: of the endpoint, without `/v1`.
+        requests: in the order in which they are to leave.
+        drain_s: see above.
+        watch: called every second with the time and the records; in a closed loop, what is not due yet is scheduled
+            at infinity.
+        concurrency: 0 is an open loop: each leaves at its `at_s`. Else the most in flight: the next leaves when one
+            ends, whatever its `at_s` says, and its `scheduled_s` is the moment at which that was.
+        stop_s: from then on nothing is sent; what was not is left out of the recording.
+        start: the `time.perf_counter()` that counts as 0, by default now.
+
     """
     target = f"{url}/v1/chat/completions"
+    if stop_s is not None and not concurrency:
+        requests = [request for request in requests if request.at_s < stop_s]
     bodies = [encode(request) for request in requests]  # before the clock starts: dispatch must stay cheap
-    records = [RequestRecord(request.model, request.at_s) for request in requests]
+    records = [RequestRecord(request.model, math.inf if concurrency else request.at_s) for request in requests]
     loop_lag_s: list[float] = []
-    clock = Clock()
+    clock = Clock(start)
+    await clock.sleep_until(0)
+    cpu_before_s = time.process_time()
     helpers = [asyncio.create_task(_watch_loop(loop_lag_s))]
     if watch:
         helpers.append(asyncio.create_task(_tick(watch, clock, records)))
     tasks: list[asyncio.Task[None]] = []
+    jobs = zip(bodies, records, strict=True)
     try:
-        for body, record in zip(bodies, records, strict=True):
-            await clock.sleep_until(record.scheduled_s)
-            tasks.append(asyncio.create_task(send(session, target, body, record, clock)))
-        await asyncio.wait(tasks, timeout=drain_s)
+        if concurrency:
+            stop_at_s = math.inf if stop_s is None else stop_s
+            slot = partial(_slot, session, target, jobs, clock, stop_at_s)
+            tasks += [asyncio.create_task(slot()) for _ in range(min(concurrency, len(records)))]
+        else:
+            for body, record in jobs:
+                await clock.sleep_until(record.scheduled_s)
+                tasks.append(asyncio.create_task(send(session, target, body, record, clock)))
+        await _drain(tasks, drain_s, clock, records)
     finally:
         await _cancel([*tasks, *helpers])
     for task in [*tasks, *helpers]:
         if not task.cancelled():
             task.result()  # raises our own bugs; the expected failures are in the records
-    return Recording(records, loop_lag_s)
+    sent = [record for record in records if record.scheduled_s < math.inf]
+    return Recording(sent, loop_lag_s, time.process_time() - cpu_before_s)
+
+
+async def _slot(
+    session: aiohttp.ClientSession,
+    target: str,
+    jobs: Iterator[tuple[bytes, RequestRecord]],
+    clock: Clock,
+    stop_s: float,
+) -> None:
+    """One place in a closed loop: send the next of the jobs that all slots share, until `stop_s`."""
+    while (due_s := clock.now()) < stop_s and (job := next(jobs, None)):
+        body, record = job
+        record.scheduled_s = due_s
+        await send(session, target, body, record, clock)
+
+
+async def _drain(
+    tasks: Sequence[asyncio.Task[None]], drain_s: float, clock: Clock, records: Sequence[RequestRecord]
+) -> None:
+    """Wait until all `tasks` ended, or nothing was sent for `drain_s`."""
+    pending = set(tasks)
+    while pending:
+        last_sent_s = max((record.sent_s for record in records), default=0.0)
+        if (left_s := last_sent_s + drain_s - clock.now()) <= 0:
+            return
+        _, pending = await asyncio.wait(pending, timeout=left_s)
 
 
 async def _watch_loop(lags_s: list[float]) -> None:
