@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tuneship.bench.load.workload import make_prompt, plan, schedule
+from tuneship.bench.load.workload import Request, make_prompt, plan, schedule
 
 
 def _gaps(rate: float, duration_s: float, seed: int) -> list[float]:
     return [later - earlier for earlier, later in pairwise(schedule("poisson", rate, duration_s, seed))]
+
+
+def _words(request: Request) -> list[str]:
+    return request.messages[0]["content"].split()
 
 
 @pytest.mark.parametrize("rate", [0.5, 8.0, 400.0])
@@ -47,11 +51,9 @@ def test_the_seed_decides_everything_but_the_salted_words() -> None:
     assert make(3) == make(3)
     assert [r.at_s for r in make(3)] != [r.at_s for r in make(4)]
     one, other = make(3, "x"), make(3, "y")
-    assert [(r.at_s, r.model, r.prompt.split()[4:]) for r in one] == [
-        (r.at_s, r.model, r.prompt.split()[4:]) for r in other
-    ]
+    assert [(r.at_s, r.model, _words(r)[4:]) for r in one] == [(r.at_s, r.model, _words(r)[4:]) for r in other]
     # The server's prefix cache must not know a prompt from an earlier run, nor from this one.
-    heads = {" ".join(r.prompt.split()[:4]) for r in one + other}
+    heads = {" ".join(_words(r)[:4]) for r in one + other}
     assert len(heads) == len(one) + len(other)
     assert {r.model for r in one} == {"a", "b"}
 

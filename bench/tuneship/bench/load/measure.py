@@ -56,7 +56,10 @@ async def _warm_up(session: aiohttp.ClientSession, target: Target, plan: LoadPla
     say(f"warming up {target.model} at {target.url}")
     requests = [
         workload.Request(
-            0.0, model, workload.make_prompt(plan.input_tokens, f"warm-up {index}", salt), plan.output_tokens
+            0.0,
+            model,
+            workload.ask(workload.make_prompt(plan.input_tokens, f"warm-up {index}", salt)),
+            plan.output_tokens,
         )
         for index, model in enumerate(target.models * _WARM_UP_REQUESTS)
     ]

@@ -103,10 +103,10 @@ def encode(request: Request) -> bytes:
     """The request's JSON body."""
     body = {
         "model": request.model,
-        "messages": [{"role": "user", "content": request.prompt}],
+        "messages": request.messages,
         "max_tokens": request.output_tokens,
         "temperature": 0,
-        "ignore_eos": True,
+        "ignore_eos": request.ignore_eos,
         "stream": True,
         "stream_options": {"include_usage": True},
     }

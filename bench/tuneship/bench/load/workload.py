@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Arrivals = Literal["constant", "poisson"]
+Messages = list[dict[str, Any]]
+"""A chat: {"role": ..., "content": ...}."""
 
 _SALT_WORDS = 4
 
@@ -41,8 +43,10 @@ class Request(NamedTuple):
 
     at_s: float
     model: str
-    prompt: str
+    messages: Messages
     output_tokens: int
+    ignore_eos: bool = True
+    """Force `output_tokens` tokens; else the model may stop earlier."""
 
 
 def plan(
@@ -72,7 +76,9 @@ def plan(
     times = schedule(arrivals, rate, duration_s, seed)
     choose = random.Random(f"model {seed} {rate}")
     return [
-        Request(at_s, choose.choice(models), make_prompt(input_tokens, f"{seed} {rate} {index}", salt), output_tokens)
+        Request(
+            at_s, choose.choice(models), ask(make_prompt(input_tokens, f"{seed} {rate} {index}", salt)), output_tokens
+        )
         for index, at_s in enumerate(times)
     ]
 
@@ -87,6 +93,11 @@ def schedule(arrivals: Arrivals, rate: float, duration_s: float, seed: int = 0) 
     while (following := times[-1] + gaps.expovariate(rate)) < duration_s:
         times.append(following)
     return times
+
+
+def ask(text: str) -> Messages:
+    """A chat of one question."""
+    return [{"role": "user", "content": text}]
 
 
 def make_prompt(words: int, seed: str, salt: str = "") -> str:
