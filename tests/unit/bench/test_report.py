@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 import pytest
 
 from tuneship.bench.report import charts
-from tuneship.bench.report.page import format_ms, render, write_html
+from tuneship.bench.report.headline import format_ms
+from tuneship.bench.report.page import render, write_html
 from tuneship.core.parity import Parity
 from tuneship.core.report import LossPoint
 
@@ -66,7 +67,7 @@ def test_shows_what_was_measured(full, tmp_path) -> None:
     for expected in (
         "0.25 → 0.91",
         "0.250 ± 0.020 0.912 ± 0.020 +0.662",
-        "84.0 ms median at 4 requests/s",
+        "84.0 ms median at 4/s",
         "Parity passed",
         "6,012 answer tokens",
         "+0.0014",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,24 +23,42 @@ class Example(NamedTuple):
     score: float
 
 
-def choose(base: EvalResult | None, other: EvalResult, folder: Path, count: int = 3) -> list[Example]:
-    """What was won and what is still wrong, in turn; `folder` is where the report lies."""
+class Group(NamedTuple):
+    """Examples of one kind; `total` counts all of that kind, shown or not."""
+
+    title: str
+    total: int
+    examples: list[Example]
+
+
+def choose(base: EvalResult | None, other: EvalResult, folder: Path, count: int = 3) -> list[Group]:
+    """What was lost first, then what was won, then what is still wrong; `folder` is where the report lies.
+
+    Right is a score of 1. Without a base there are only answers that are wrong, and ones that are right if none is.
+    """
     items = _read(other, folder)
     before = {item.index: item for item in _read(base, folder)} if base else {}
-    won = [item for item in items if item.score == 1 and _score(before, item) < 1]
+    known = [item for item in items if item.index in before]
     wrong = [item for item in items if item.score < 1]
-    turns = [item for pair in zip_longest(won, wrong) for item in pair if item]
-    chosen = list(islice(turns or items, count))
-    return [_example(item, before.get(item.index)) for item in sorted(chosen, key=lambda item: -item.score)]
+    groups = [
+        ("From right to wrong", [item for item in known if before[item.index].score == 1 and item.score < 1]),
+        ("From wrong to right", [item for item in known if before[item.index].score < 1 and item.score == 1]),
+        (
+            "Wrong" if not before else "Still wrong",
+            [i for i in wrong if i.index not in before or before[i.index].score < 1],
+        ),
+        ("Right", items if not before and not wrong else []),
+    ]
+    return [
+        Group(title, len(found), [_example(item, before.get(item.index)) for item in found[:count]])
+        for title, found in groups
+        if found
+    ]
 
 
 def _read(result: EvalResult, folder: Path) -> Sequence[Item]:
     path = folder / result.items_file
     return read_items(path) if path.is_file() else []
-
-
-def _score(before: dict[int, Item], item: Item) -> float:
-    return before[item.index].score if item.index in before else 0.0
 
 
 def _example(item: Item, before: Item | None) -> Example:

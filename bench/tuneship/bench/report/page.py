@@ -6,53 +6,33 @@ makes the browser refuse whatever would leave it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import altair as alt
 import jinja2
 import vl_convert
 
-from tuneship.bench.report import charts, examples
+from tuneship.bench.report import charts, headline
 from tuneship.bench.report.charts import Spec
-from tuneship.bench.report.examples import Example
+from tuneship.bench.report.headline import format_figure, format_ms
+from tuneship.bench.report.quality import task_rows
 from tuneship.core.files import write_atomic
-from tuneship.core.report import EvalResult, LoadResult, Report
+from tuneship.core.report import Report
 
+_OVER_TIME: tuple[tuple[Literal["ttft_ms", "e2e_ms"], str], ...] = (
+    ("ttft_ms", "Time to first token"),
+    ("e2e_ms", "End to end"),
+)
+_HISTORY = (
+    ("score", "Score of the first eval"),
+    ("ttft_ms", "TTFT p50, milliseconds"),
+    ("tpot_ms", "TPOT p50, milliseconds"),
+    ("tokens_per_s", "Output tokens/s"),
+)
 _ECDFS = (("ttft_ms", "Time to first token"), ("itl_ms", "Inter-token latency"), ("e2e_ms", "End to end"))
-
-
-class Tile(NamedTuple):
-    """One headline figure; `before` is what it was with the base model."""
-
-    label: str
-    value: str
-    unit: str
-    note: str
-    before: str = ""
-
-
-class TaskRow(NamedTuple):
-    """One line of the quality table."""
-
-    name: str
-    data: str
-    base: EvalResult | None
-    result: EvalResult | None
-    examples: list[Example]
-
-    @property
-    def shown(self) -> EvalResult:
-        """The result that the row is about."""
-        shown = self.result or self.base
-        assert shown is not None
-        return shown
-
-    @property
-    def change(self) -> float | None:
-        """Points won over the base."""
-        return self.result.score - self.base.score if self.result and self.base else None
 
 
 def write_html(report: Report, path: Path) -> None:
@@ -63,18 +43,39 @@ def write_html(report: Report, path: Path) -> None:
 
 def render(report: Report, folder: Path) -> str:
     """The page as one string of HTML."""
-    specs = _specs(report)
-    page = _environment().get_template("report.html.j2")
-    return page.render(
+    return _render(
+        "report.html.j2",
+        _specs(report),
         report=report,
-        tiles=_tiles(report),
-        warnings=_warnings(report),
-        tasks=_tasks(report, folder),
-        rate_colors=list(zip(report.load, charts.ramp(len(report.load)), strict=True)),
-        specs=specs,
-        ecdfs=[name for name, _ in _ECDFS if name in specs],
-        vega=_vega_bundle() if specs else "",
+        tiles=headline.tiles(report),
+        warnings=headline.warnings(report),
+        tasks=task_rows(report, folder),
+        level_colors=list(zip(report.load, charts.ramp(len(report.load)), strict=True)),
+        adapter_columns=_adapter_columns(report),
+        has_goodput=any(level.goodput is not None for level in report.load),
+        slos={name: limit for level in report.load for name, limit in level.slo_ms.items()},
+        engine_names=list(dict.fromkeys(name for level in report.load for name in level.engine)),
     )
+
+
+def render_history(rows: Sequence[dict[str, Any]]) -> str:
+    """The page of `tuneship bench history`; `rows` as `history.HistoryRow._asdict()` gives them, oldest first."""
+    digests = list(dict.fromkeys(row["digest"] for row in rows))
+    drawn = {key: charts.over_time(rows, key, title) for key, title in _HISTORY}
+    specs = {key: spec for key, spec in drawn.items() if spec}
+    colors = [charts.CATEGORIES[index % len(charts.CATEGORIES)] for index in range(len(digests))]
+    return _render("history.html.j2", specs, rows=rows, digests=list(zip(digests, colors, strict=True)))
+
+
+def _render(template: str, specs: dict[str, Spec], **parts: Any) -> str:
+    page = _environment().get_template(template)
+    return page.render(specs=specs, vega=_vega_bundle() if specs else "", **parts)
+
+
+def _adapter_columns(report: Report) -> list[str]:
+    """Whatever keys there are, in the order in which they first occur."""
+    rows = (row for level in report.load for row in level.per_adapter.values())
+    return list(dict.fromkeys(key for row in rows for key in row))
 
 
 @cache
@@ -93,94 +94,22 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["ms"] = format_ms
+    environment.filters |= {"ms": format_ms, "figure": format_figure, "label": _label}
     return environment
 
 
-def format_ms(value: float | None) -> str:
-    """Three figures: 4.37, 43.7, 437, 4,370."""
-    if value is None:
-        return "-"
-    digits = 2 if value < 10 else 1 if value < 100 else 0
-    return f"{value:,.{digits}f}"
+def _label(key: str) -> str:
+    """`ttft_ms_p50` as a column's head: `TTFT p50 ms`."""
+    names = {name: name.upper() for name in ("ttft", "tpot", "itl", "e2e")}
+    words = [names.get(word, word) for word in key.replace("_per_s", "/s").split("_")]
+    return " ".join([word for word in words if word != "ms"] + ["ms"] * ("ms" in words))
 
 
 def _specs(report: Report) -> dict[str, Spec]:
-    found: dict[str, Spec] = {}
-    if report.training:
-        found["loss"] = charts.loss_curve(report.training)
+    drawn: dict[str, Spec | None] = {"loss": charts.loss_curve(report.training) if report.training else None}
     for metric, title in _ECDFS:
-        spec = charts.latency_ecdf(report.load, metric, title)
-        if spec:
-            found[metric] = spec
-    return found
-
-
-def _tiles(report: Report) -> list[Tile]:
-    return [*_score_tiles(report), *_speed_tiles(report.load)]
-
-
-def _score_tiles(report: Report) -> list[Tile]:
-    tiles = []
-    for row in _task_rows(report)[:1]:
-        before = f"{row.base.score:.2f}" if row.base and row.result else ""
-        note = f"{row.shown.items} items" + (", base to tuned" if before else "")
-        tiles.append(Tile(f"{row.name} score", f"{row.shown.score:.2f}", "", note, before))
-    return tiles
-
-
-def _speed_tiles(levels: list[LoadResult]) -> list[Tile]:
-    """At the highest rate that the server and the client both kept up with."""
-    level = max(levels, key=lambda level: (level.client.valid and not level.errors, level.rate), default=None)
-    if level is None:
-        return []
-    at = f"median at {level.rate:g} requests/s"
-    return [
-        Tile("TTFT", format_ms(level.ttft_ms.p50 if level.ttft_ms else None), "ms", at),
-        Tile("TPOT", format_ms(level.tpot_ms.p50 if level.tpot_ms else None), "ms", at),
-        Tile("Throughput", format_ms(level.output_tokens_per_s), "tok/s", f"output, at {level.rate:g} requests/s"),
-    ]
-
-
-def _warnings(report: Report) -> list[str]:
-    """What a reader must know before believing the figures."""
-    found = [
-        f"At {level.rate:g}/s the load generator itself lagged by {level.client.lag_p99_ms:.1f} ms (p99): "
-        "do not trust these latencies."
-        for level in report.load
-        if not level.client.valid
-    ]
-    found += [
-        f"At {level.rate:g}/s {sum(level.errors.values())} of {level.requests} requests failed: "
-        + ", ".join(f"{count} {kind}" for kind, count in sorted(level.errors.items()))
-        + "."
-        for level in report.load
-        if level.errors
-    ]
-    found += [
-        f"{r.errors} of {r.items} items of {r.task} ({r.role}) failed and count as 0." for r in report.eval if r.errors
-    ]
-    if report.parity and not report.parity.passed:
-        found.append(
-            "The merged model was over the parity limit" + (" and was forced." if report.parity.forced else ".")
-        )
-    return found
-
-
-def _tasks(report: Report, folder: Path) -> list[TaskRow]:
-    return [
-        row._replace(examples=examples.choose(row.base if row.result else None, row.shown, folder))
-        for row in _task_rows(report)
-    ]
-
-
-def _task_rows(report: Report) -> list[TaskRow]:
-    """Base and tuned (or other) results of the same task and data side by side."""
-    by_key: dict[tuple[str, str], dict[str, Any]] = {}
-    for result in report.eval:
-        side = "base" if result.role == "base" else "result"
-        by_key.setdefault((result.task, result.data), {})[side] = result
-    return [
-        TaskRow(task, Path(data).name, sides.get("base"), sides.get("result"), [])
-        for (task, data), sides in by_key.items()
-    ]
+        drawn[metric] = charts.latency_ecdf(report.load, metric, title)
+    for metric, title in _OVER_TIME:
+        drawn[f"{metric}_over_time"] = charts.latency_over_time(report.load, metric, f"{title} over time")
+        drawn[f"{metric}_curve"] = charts.throughput_latency(report.load, report.knee, metric, title)
+    return {name: spec for name, spec in drawn.items() if spec}
