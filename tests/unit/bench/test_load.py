@@ -17,6 +17,7 @@ from tuneship.bench.load.workload import Request
 from tuneship.bench.target import resolve
 from tuneship.core.errors import EndpointError
 
+_MESSAGES = [{"role": "user", "content": "a few words"}]
 _USAGE = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}}
 
 
@@ -29,7 +30,7 @@ def _drive(url: str, requests: list[Request], drain_s: float = 10) -> Recording:
 
 
 def _at_once(model: str, count: int = 1, tokens: int = 5) -> list[Request]:
-    return [Request(0.0, model, "a few words", tokens)] * count
+    return [Request(0.0, model, _MESSAGES, tokens)] * count
 
 
 @pytest.mark.parametrize("streams", [1, 32])
@@ -37,7 +38,7 @@ def test_measures_the_schedule_of_the_server(separate_server, streams: int) -> N
     async def go() -> Recording:
         async with load.connect() as session:
             await load.drive(session, separate_server, _at_once("truth", streams, tokens=1), drain_s=10)  # warm-up
-            requests = [Request(index * 0.02, "truth", "x", 50) for index in range(streams)]
+            requests = [Request(index * 0.02, "truth", _MESSAGES, 50) for index in range(streams)]
             return await load.drive(session, separate_server, requests, drain_s=10)
 
     result = metrics.summarise(uvloop.run(go()), workload="w", model="truth", arrivals="constant", rate=50)
@@ -51,7 +52,7 @@ def test_measures_the_schedule_of_the_server(separate_server, streams: int) -> N
 
 def test_sends_on_schedule_while_nothing_is_answered(server, behaviour) -> None:
     server.behaviours["slow"] = behaviour(ttft_s=1.5)
-    requests = [Request(index * 0.05, "slow", "x", 1) for index in range(20)]
+    requests = [Request(index * 0.05, "slow", _MESSAGES, 1) for index in range(20)]
     recording = _drive(server.url, requests)
     assert server.most_in_flight == 20  # a closed loop would never get there
     sent = [record.sent_s for record in recording.records]
@@ -142,6 +143,7 @@ def test_a_closed_loop_keeps_its_number_in_flight_and_stops(server) -> None:
     scheduled = [record.scheduled_s for record in recording.records]
     assert scheduled == sorted(scheduled)
     assert scheduled[-1] < 0.5
+    assert all(body["messages"] == _MESSAGES for body in server.bodies)
     assert all(0 <= record.sent_s - record.scheduled_s < 0.05 for record in recording.records)
     assert recording.cpu_s > 0
 
@@ -153,14 +155,14 @@ def test_a_closed_loop_on_a_hung_server_ends(server, behaviour) -> None:
 
 
 def test_what_is_due_after_the_stop_is_not_sent(server) -> None:
-    requests = [Request(index * 0.1, "steady", "x", 1) for index in range(10)]
+    requests = [Request(index * 0.1, "steady", _MESSAGES, 1) for index in range(10)]
     recording = processes.run(server.url, "", requests, drain_s=5, stop_s=0.35)
     assert len(recording.records) == len(server.bodies) == 4
 
 
 def test_several_processes_send_one_schedule(server) -> None:
     seen: list[list[bool]] = []
-    requests = [Request(index * 0.05, "steady", "x", 3) for index in range(30)]
+    requests = [Request(index * 0.05, "steady", _MESSAGES, 3) for index in range(30)]
     recording = processes.run(
         server.url, "", requests, drain_s=5, processes=3, watch=lambda _now, records: seen.append([*map(bool, records)])
     )
