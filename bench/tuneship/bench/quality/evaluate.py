@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, cast
 import httpx
 import openai
 
-from tuneship.bench.quality.tasks import SCORERS, Row, Scorer, read_rows
+from tuneship.bench.quality.tasks import Row, Scorer, find_scorer, read_rows
 from tuneship.bench.target import Target
 from tuneship.core.errors import DataError, EndpointError
 from tuneship.core.files import write_atomic
@@ -74,7 +74,7 @@ def evaluate(target: Target, task: Task, folder: Path, role: Role = "other") -> 
         EndpointError: every request failed, or many in a row.
 
     """
-    scorer = _scorer(task.scorer)
+    scorer = find_scorer(task.scorer)
     rows = read_rows(task.data, task.limit)
     _check_references(rows, scorer)
     model = target.models[0]
@@ -105,12 +105,6 @@ def standard_error(scores: Sequence[float]) -> float:
 def read_items(path: Path) -> list[Item]:
     """The items that `evaluate` wrote."""
     return [Item(**json.loads(line)) for line in path.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _scorer(name: str) -> Scorer:
-    if name not in SCORERS:
-        raise DataError(f"no task {name!r}", hint=f"there are: {', '.join(SCORERS)}")
-    return SCORERS[name]
 
 
 def _check_references(rows: Sequence[Row], scorer: Scorer) -> None:
