@@ -1,0 +1,59 @@
+"""Pairs in ABBA order, and what is planted in them is found."""
+
+import pytest
+
+from tuneship.bench.compare.live import Pair, compare_pairs, log_ratios, measure_pairs
+from tuneship.bench.target import Target
+from tuneship.core.report import ClientHealth
+
+A, B = Target("http://a", "", ("m",)), Target("http://b", "", ("m",))
+METRICS = ["TTFT p50 ms", "TPOT p50 ms", "E2E p50 ms", "output tokens/s"]
+
+
+def _pairs(make_level, slower: float, count: int = 12) -> list[Pair]:
+    jitter = [1 + 0.01 * ((7 * i) % 12 - 5.5) / 5.5 for i in range(count)]
+    return [Pair(make_level(), make_level(slower=slower * j)) for j in jitter]
+
+
+def test_order_and_seeds(make_level) -> None:
+    seen = []
+
+    def measure(target: Target, seed: int):
+        seen.append((target.url[-1], seed))
+        return make_level(slower=2 if target is B else 1)
+
+    pairs = measure_pairs(A, B, measure, 3)
+    assert seen == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
+    assert all(log_ratios(name, pairs) == pytest.approx([0.6931472] * 3) for name in METRICS)
+
+
+@pytest.mark.parametrize(("slower", "verdict"), [(1.0, "no worse than the margin"), (1.1, "regressed")])
+def test_verdicts(make_level, slower: float, verdict: str) -> None:
+    rows = compare_pairs(_pairs(make_level, slower), 0.05)
+    assert [row.metric for row in rows] == METRICS
+    for row in rows:
+        assert row.verdict == verdict
+        assert row.worse_by == pytest.approx(slower - 1, abs=0.002)
+        assert row.ci
+        assert row.ci[0] < row.worse_by < row.ci[1]
+        assert row.detectable
+        assert 0 < row.detectable < 0.02
+
+
+def test_few_pairs_cannot_tell_and_say_how_many_can(make_level) -> None:
+    for row in compare_pairs(_pairs(make_level, 1.02, 4), 0.05):
+        assert (row.verdict, row.next_step, row.ci) == ("cannot tell", "--pairs 5", None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"errors": {"timeout": 1}}, "the candidate has errors"),
+        ({"client": ClientHealth(lag_p99_ms=50, valid=False)}, "the candidate's client was the bottleneck"),
+        ({"ttft_ms": None, "tpot_ms": None, "e2e_ms": None, "output_tokens_per_s": 0}, "one side has no figure"),
+    ],
+)
+def test_doubtful_blocks_cannot_tell(make_level, changes: dict, reason: str) -> None:
+    pairs = _pairs(make_level, 2)
+    pairs[3] = Pair(pairs[3].a, pairs[3].b.model_copy(update=changes))
+    assert {(row.verdict, row.reason) for row in compare_pairs(pairs, 0.05)} == {("cannot tell", reason)}
