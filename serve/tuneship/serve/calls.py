@@ -47,11 +47,22 @@ async def read_call(request: Request, catalog: Catalog) -> Call:
         Refusal: 413 too large, 400 not a JSON object or with a key of the engine's own, 404 no such model.
 
     """
+    entry, asked = await read_asked(request, catalog)
+    return Call(entry, address(asked, entry))
+
+
+async def read_asked(request: Request, catalog: Catalog) -> tuple[Entry, dict[str, Any]]:
+    """The model that the request names, and its whole body.
+
+    Raises:
+        Refusal: 413 too large, 400 not a JSON object, 404 no such model.
+
+    """
     asked = _parse(await _read(request))
     entry = catalog.find(asked.get("model"))
     if entry is None:
         raise unknown_model(asked.get("model"))
-    return Call(entry, address(asked, entry))
+    return entry, asked
 
 
 def address(asked: dict[str, Any], entry: Entry) -> bytes:

@@ -19,9 +19,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tuneship.core.endpoint import VERSION_HEADER
-from tuneship.serve.calls import read_call
+from tuneship.serve.calls import read_asked, read_call
 from tuneship.serve.catalog import Catalog, Entry
 from tuneship.serve.refusals import Refusal, unknown_model
+from tuneship.serve.scoring import score
 from tuneship.serve.upstream import Upstream
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -51,6 +52,10 @@ def build_door(catalog: Catalog, engine_url: str, alive: Callable[[], bool]) -> 
         call = await read_call(request, catalog)
         return await _unless_client_leaves(request, upstream.ask(request.url.path, call))
 
+    async def logprobs(request: Request) -> Response:
+        entry, asked = await read_asked(request, catalog)
+        return await _unless_client_leaves(request, score(upstream, entry, asked))
+
     async def health(_: Request) -> Response:
         return Response(status_code=200 if alive() else 503)
 
@@ -60,6 +65,8 @@ def build_door(catalog: Catalog, engine_url: str, alive: Callable[[], bool]) -> 
             Route("/v1/models/{name:path}", model),
             Route("/v1/chat/completions", generate, methods=["POST"]),
             Route("/v1/completions", generate, methods=["POST"]),
+            Route("/v1/tokenize", generate, methods=["POST"]),
+            Route("/v1/logprobs", logprobs, methods=["POST"]),
             Route("/health", health),
         ],
         exception_handlers={

@@ -60,6 +60,16 @@ class Upstream:
             raise UpstreamError(answer.status, body).refusal(version)
         return Response(body, media_type=answer.content_type, headers={VERSION_HEADER: version})
 
+    async def fetch(self, path: str, call: Call) -> bytes:
+        """Send `call` and return the body of the engine's answer, for the door's own use.
+
+        Raises:
+            Refusal: as `ask`.
+
+        """
+        answer = await self.ask(path, call)
+        return bytes(answer.body)
+
 
 class _Stream(StreamingResponse):
     """Passes a stream on. However it ends (also when the client went away), the engine's connection is closed."""
