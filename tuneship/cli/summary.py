@@ -31,14 +31,17 @@ def show(report: Report, folder: Path) -> None:
             table.add_row(result.task, result.role, str(result.items), f"{result.score:.3f} ± {result.stderr:.3f}")
         out.print(table)
     if report.load:
-        table = _table("rate /s", "completed", "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", "output tok/s")
+        goodput = any(level.goodput is not None for level in report.load)
+        columns = ["offered", "completed", "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", "output tok/s"]
+        table = _table(*columns, *(["goodput"] if goodput else []))
         for level in report.load:
             table.add_row(
-                f"{level.rate:g}",
+                level.offered,
                 f"{level.completed}/{level.requests}",
                 _pair(level.ttft_ms),
                 _pair(level.tpot_ms),
                 f"{level.output_tokens_per_s:,.1f}" + ("" if level.client.valid else "  (client too slow: invalid)"),
+                *([f"{level.goodput:.1%}" if level.goodput is not None else "-"] if goodput else []),
             )
         out.print(table)
     if report.parity:
