@@ -1,0 +1,54 @@
+"""Verdicts for a CI job: JUnit XML for its test page, Markdown for its summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from tuneship.core.files import write_atomic
+from tuneship.core.report import Comparison
+
+
+def write_junit(rows: Sequence[Comparison], path: Path) -> None:
+    """One test case a metric: `regressed` is a failure, `cannot tell` is an error, so that it never looks passed."""
+    kinds = {"regressed": "failure", "cannot tell": "error"}
+    counts = {f"{kind}s": str(sum(row.verdict == verdict for row in rows)) for verdict, kind in kinds.items()}
+    suite = ET.Element("testsuite", {"name": "tuneship bench compare", "tests": str(len(rows)), **counts})
+    for row in rows:
+        case = ET.SubElement(suite, "testcase", classname="tuneship.compare", name=row.metric)
+        if row.verdict in kinds:
+            ET.SubElement(case, kinds[row.verdict], message=row.reason or row.verdict).text = _sentence(row)
+    write_atomic(path, ET.tostring(suite, encoding="unicode", xml_declaration=True))
+
+
+def write_markdown(rows: Sequence[Comparison], path: Path) -> None:
+    """One line a metric."""
+    lines = [
+        "| metric | baseline | candidate | worse by | interval | detectable | verdict |",
+        "|---|---|---|---|---|---|---|",
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows),
+    ]
+    write_atomic(path, "\n".join(lines) + "\n")
+
+
+def _cells(row: Comparison) -> tuple[str, ...]:
+    interval = f"{_effect(row, row.ci[0])} .. {_effect(row, row.ci[1])}" if row.ci else "-"
+    known = (_effect(row, row.worse_by), interval, _effect(row, row.detectable))
+    return (row.metric, _number(row.a), _number(row.b), *known, _sentence(row))
+
+
+def _sentence(row: Comparison) -> str:
+    parts = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
+    return f"{parts} (to decide: {row.next_step})" if row.next_step else parts
+
+
+def _effect(row: Comparison, value: float | None) -> str:
+    if value is None:
+        return "-"
+    scaled = {"ratio": f"{value:+.1%}", "points": f"{value * 100:+.1f} points", "nats": f"{value:+.4f} nats"}
+    return scaled[row.unit]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
