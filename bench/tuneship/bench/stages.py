@@ -98,7 +98,11 @@ def _target(job: Job) -> Target:
 
 
 def _evaluate(target: Target, job: Job, role: Role) -> list[EvalResult]:
-    tasks = [Task(task.task, task.data, task.limit, task.max_tokens) for task in job.recipe.bench.eval]
+    seed = job.recipe.train.seed
+    tasks = [
+        Task(t.task, t.data, t.limit, t.max_tokens, t.samples, t.temperature, seed, t.options)
+        for t in job.recipe.bench.eval
+    ]
     return [evaluate(target, task, job.attempt, role) for task in tasks]
 
 

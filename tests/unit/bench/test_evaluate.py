@@ -123,6 +123,53 @@ def test_bad_tasks_are_refused_before_anything_is_asked(server, tmp_path, task_f
     assert server.bodies == []
 
 
+def test_several_samples_an_item(server, behaviour, tmp_path, task_file) -> None:
+    def reply(body) -> str:  # the first sample of three is right, and of question 0 all are
+        n = int(body["messages"][-1]["content"])
+        return str(2 * n) if body["seed"] == 5 or n == 0 else "no"
+
+    server.behaviours["lucky"] = behaviour(reply=reply)
+    task = Task("exact", str(task_file), limit=2, samples=3, temperature=0.7, seed=5)
+    result = evaluate(Target(server.url, "", ("lucky",)), task, tmp_path)
+    assert (result.items, result.samples) == (2, 3)
+    assert result.score == pytest.approx((1 + 1 / 3) / 2)
+    assert result.stderr == pytest.approx(1 / 3)  # over items, not over their six answers
+    assert result.extra == {"pass@3": 1.0}
+    assert read_items(tmp_path / result.items_file)[1].scores == [1, 0, 0]
+    assert sorted(body["seed"] for body in server.bodies) == [5, 5, 6, 6, 7, 7]
+    assert {body["temperature"] for body in server.bodies} == {0.7}
+
+
+def test_an_eval_that_was_cut_off_goes_on(server, behaviour, tmp_path, task_file) -> None:
+    target, task = Target(server.url, "", ("cut",)), Task("exact", str(task_file))
+
+    def fails_from_2_on(body) -> str:
+        assert int(body["messages"][-1]["content"]) < 2
+        return _double_up_to(99)(body)
+
+    server.behaviours["cut"] = behaviour(reply=fails_from_2_on)
+    with pytest.raises(EndpointError):
+        evaluate(target, task, tmp_path)
+    (partial,) = tmp_path.glob("*.partial")
+    with partial.open("a") as file:
+        file.write('[7, 0, "cut sho')
+    with pytest.raises(DataError, match="another task, model, rows or sampling"):
+        evaluate(target, task._replace(max_tokens=9), tmp_path)
+    server.bodies.clear()
+    server.behaviours["cut"] = behaviour(reply=_double_up_to(99))
+    result = evaluate(target, task, tmp_path)
+    assert (result.score, result.items, result.errors) == (1, 10, 0)
+    assert sorted(int(body["messages"][-1]["content"]) for body in server.bodies) == list(range(2, 10))
+    assert not partial.exists()
+
+
+def test_options_reach_the_scorer(server, behaviour, tmp_path, task_file) -> None:
+    server.behaviours["wordy"] = behaviour(reply=lambda body: f"it is {_double_up_to(99)(body)}!")
+    target = Target(server.url, "", ("wordy",))
+    result = evaluate(target, Task("regex", str(task_file), options={"pattern": r"\d+"}), tmp_path)
+    assert result.score == 1
+
+
 def test_standard_error() -> None:
     assert standard_error([1.0]) == 0
     assert standard_error([1.0, 1.0, 0.0, 0.0]) == pytest.approx(math.sqrt((4 * 0.25) / 3) / 2)

@@ -1,7 +1,8 @@
-"""Task quality: ask every row's question greedily, score the answers, keep each of them.
+"""Task quality: ask every row's question, once or k times, score the answers, keep each of them.
 
     result = evaluate(target, Task("json-fields", "invoice.heldout.jsonl", limit=200), folder, role="tuned")
 
+An eval that was cut off goes on where it stopped (`partial.py`).
 A row whose request still fails after the client's retries is an error: it scores 0 and is counted. When the server
 answers nothing at all, or stops answering, that is no low score but an `EndpointError`.
 """
@@ -12,18 +13,20 @@ import asyncio
 import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, cast
 
 import httpx
 import openai
 
+from tuneship.bench.quality.partial import Key, Partial
 from tuneship.bench.quality.tasks import Row, Scorer, find_scorer, read_rows
 from tuneship.bench.target import Target
 from tuneship.core.errors import DataError, EndpointError
-from tuneship.core.files import write_atomic
+from tuneship.core.files import sha256_text, write_atomic
 from tuneship.core.progress import progress
 from tuneship.core.report import EvalResult
 
@@ -42,11 +45,19 @@ class Task(NamedTuple):
     data: str
     limit: int = 200
     max_tokens: int = 128
+    samples: int = 1
+    """Answers an item; its score is their mean."""
+    temperature: float = 0.0
+    seed: int = 0
+    """Of the first sample; the next has the next. Not every server heeds it."""
+    options: Mapping[str, Any] = MappingProxyType({})
+    """The scorer's own; a row's key of the same name wins."""
 
     @property
     def label(self) -> str:
         """How progress and files name it."""
-        return f"{self.scorer}-{Path(self.data).name.split('.')[0]}"
+        scorer = "own" if self.scorer.startswith("python:") else self.scorer
+        return f"{scorer}-{Path(self.data).name.split('.')[0]}"
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,10 @@ class Item:
     answer: str
     score: float
     error: str
+    """Of any of its samples."""
+    answers: list[str] = field(default_factory=list)
+    """All samples, where there is more than one; `answer` is the first."""
+    scores: list[float] = field(default_factory=list)
 
 
 class _Answer(NamedTuple):
@@ -75,14 +90,19 @@ def evaluate(target: Target, task: Task, folder: Path, role: Role = "other") -> 
 
     """
     scorer = find_scorer(task.scorer)
-    rows = read_rows(task.data, task.limit)
+    rows = [row._replace(extra={**task.options, **row.extra}) for row in read_rows(task.data, task.limit)]
     _check_references(rows, scorer)
     model = target.models[0]
-    answers = asyncio.run(_ask_all(target, model, rows, task, f"eval {task.label} {role}"))
-    items = [_item(index, row, answer, scorer) for index, (row, answer) in enumerate(zip(rows, answers, strict=True))]
-    folder.mkdir(parents=True, exist_ok=True)
     name = _free_name(folder, f"items-{task.label}-{role}")
+    partial = Partial(folder / f"{name}.partial", _asked(model, rows, task))
+    answers = asyncio.run(_ask_all(target, model, rows, task, partial, f"eval {task.label} {role}"))
+    items = [
+        _item(index, row, [answers[index, sample] for sample in range(task.samples)], scorer)
+        for index, row in enumerate(rows)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / name, "".join(json.dumps(asdict(item)) + "\n" for item in items))
+    partial.remove()
     scores = [item.score for item in items]
     return EvalResult(
         task=task.scorer,
@@ -90,10 +110,14 @@ def evaluate(target: Target, task: Task, folder: Path, role: Role = "other") -> 
         model=model,
         role=role,
         items=len(items),
+        samples=task.samples,
         score=statistics.fmean(scores),
         stderr=standard_error(scores),
         items_file=name,
         errors=sum(bool(item.error) for item in items),
+        extra={f"pass@{task.samples}": statistics.fmean(1.0 in item.scores for item in items)}
+        if task.samples > 1
+        else {},
     )
 
 
@@ -118,20 +142,32 @@ def _check_references(rows: Sequence[Row], scorer: Scorer) -> None:
             raise DataError(f"{row.place}: its own reference scores {score:g}, not 1")
 
 
-async def _ask_all(target: Target, model: str, rows: Sequence[Row], task: Task, label: str) -> list[_Answer]:
-    """Answers in the order of `rows`, `_CONCURRENCY` requests at a time."""
-    answers: list[_Answer] = [_Answer("")] * len(rows)
-    queue = iter(enumerate(rows))
-    ended = failed_in_a_row = 0
+def _asked(model: str, rows: Sequence[Row], task: Task) -> dict[str, Any]:
+    """What makes two answers interchangeable: all but the scoring."""
+    prompts = json.dumps([[row.prompt, row.reference] for row in rows])
+    sampling = {"samples": task.samples, "temperature": task.temperature, "seed": task.seed}
+    return {"model": model, "rows": sha256_text(prompts), "task": task.scorer, "max_tokens": task.max_tokens} | sampling
+
+
+async def _ask_all(
+    target: Target, model: str, rows: Sequence[Row], task: Task, partial: Partial, label: str
+) -> dict[Key, _Answer]:
+    """An answer for every row and sample, `_CONCURRENCY` requests at a time."""
+    answers: dict[Key, _Answer] = {key: _Answer(text) for key, text in partial.answers.items()}
+    keys = [(row, sample) for row in range(len(rows)) for sample in range(task.samples)]
+    missing = [key for key in keys if key not in answers]
+    queue = iter(missing)
+    failed_in_a_row = 0
 
     async def worker(client: openai.AsyncOpenAI) -> None:
-        nonlocal ended, failed_in_a_row
-        for index, row in queue:
-            answers[index] = answer = await _ask(client, model, row, task.max_tokens)
-            ended += 1
+        nonlocal failed_in_a_row
+        for key in queue:
+            answers[key] = answer = await _ask(client, model, rows[key[0]], task, key[1])
+            if not answer.error:
+                partial.add(key, answer.text)
             failed_in_a_row = failed_in_a_row + 1 if answer.error else 0
-            progress(label, ended, len(rows))
-            if failed_in_a_row >= min(_GIVE_UP_AFTER, len(rows)):
+            progress(label, len(answers), len(keys))
+            if failed_in_a_row >= min(_GIVE_UP_AFTER, len(missing)):
                 raise EndpointError(
                     f"{label}: {failed_in_a_row} requests in a row to {target.url} failed: {answer.error}",
                     hint="is the server still running? its log tells",
@@ -156,14 +192,15 @@ def _client(target: Target) -> openai.AsyncOpenAI:
     )
 
 
-async def _ask(client: openai.AsyncOpenAI, model: str, row: Row, max_tokens: int) -> _Answer:
+async def _ask(client: openai.AsyncOpenAI, model: str, row: Row, task: Task, sample: int) -> _Answer:
     try:
         async with asyncio.timeout(_ITEM_TIMEOUT_S):
             completion = await client.chat.completions.create(
                 model=model,
                 messages=cast("Any", row.prompt),  # roles are the file's: the server judges them
-                temperature=0,
-                max_tokens=max_tokens,
+                temperature=task.temperature,
+                max_tokens=task.max_tokens,
+                seed=task.seed + sample if task.temperature else openai.omit,
             )
         return _Answer(completion.choices[0].message.content or "")
     except TimeoutError:
@@ -174,9 +211,11 @@ async def _ask(client: openai.AsyncOpenAI, model: str, row: Row, max_tokens: int
         return _Answer("", f"not a chat completion: {type(error).__name__}: {error}"[:500])
 
 
-def _item(index: int, row: Row, answer: _Answer, scorer: Scorer) -> Item:
-    score = 0.0 if answer.error else scorer(answer.text, row.reference, row.extra)
-    return Item(index, row.prompt, row.reference, answer.text, score, answer.error)
+def _item(index: int, row: Row, answers: Sequence[_Answer], scorer: Scorer) -> Item:
+    scores = [0.0 if answer.error else scorer(answer.text, row.reference, row.extra) for answer in answers]
+    error = next((answer.error for answer in answers if answer.error), "")
+    item = Item(index, row.prompt, row.reference, answers[0].text, statistics.fmean(scores), error)
+    return replace(item, answers=[answer.text for answer in answers], scores=scores) if len(answers) > 1 else item
 
 
 def _free_name(folder: Path, stem: str) -> str:
