@@ -70,3 +70,56 @@ def test_thinned_samples_keep_ends_and_order(values: list[float]) -> None:
     assert len(kept) == min(len(values), 512)
     assert kept == sorted(kept)
     assert (kept[0], kept[-1]) == pytest.approx((min(values), max(values)), abs=1e-3)
+
+
+def _even(count: int, spacing_s: float = 1.0, **more) -> list[RequestRecord]:
+    return [_record(i * spacing_s, [i * spacing_s + 0.1], i * spacing_s + 0.2, 1, **more) for i in range(count)]
+
+
+def _windowed(records: list[RequestRecord], window_s: tuple[float, float], **slo_ms: float):
+    recording = Recording(records, [], cpu_s=1.5, processes=2)
+    return metrics.summarise(
+        recording, workload="w", model="m", arrivals="poisson", rate=1, window_s=window_s, slo_ms=slo_ms
+    )
+
+
+def test_what_is_outside_the_window_counts_in_no_figure() -> None:
+    records = _even(60)
+    records[0] = _record(0, [50], 51, 1)  # a cold start
+    result = _windowed(records, (10, 40))
+    assert (result.requests, result.completed, result.input_tokens) == (30, 30, 300)
+    assert result.ttft_ms.p99 == pytest.approx(100)
+    assert result.duration_s == pytest.approx(29.2)
+    assert result.requests_per_s == pytest.approx(30 / 29.2)
+    assert [sent_s for sent_s, _, _ in result.timeline] == list(range(10, 40))
+    assert (result.client.processes, result.client.cpu_s, round(result.client.limit_ms, 6)) == (2, 1.5, 5)
+
+
+def test_goodput_is_a_share_of_what_was_sent() -> None:
+    slow, failed = _record(1, [1.4], 1.5, 1), _record(2, [2.1], 2.2, 0, error="timeout")
+    records = [_record(0, [0.1], 0.2, 1), slow, failed, _record(3, [3.1], 3.9, 9)]
+    assert _windowed(records, (0, 9), ttft=200, tpot=0).goodput == 0.5
+    assert _windowed(records, (0, 9), ttft=200, tpot=50).goodput == 0.25
+    assert _windowed(records, (0, 9)).goodput is None
+
+
+def test_per_adapter_figures_name_errors_and_goodput() -> None:
+    records = [*_even(3), _record(1, [], 2, 0, error="timeout", model="n"), _record(1, [1.1], 1.2, 1, model="n")]
+    rows = _windowed(records, (0, 9), e2e=500).per_adapter
+    assert (rows["m"]["goodput"], rows["m"]["errors"]) == (1, 0)
+    assert (rows["n"]["goodput"], rows["n"]["errors"], rows["n"]["requests"]) == (0.5, 1, 2)
+
+
+@pytest.mark.parametrize(("count", "blocks"), [(4, 0), (5, 1), (14, 2), (50, 10), (500, 10)])
+def test_blocks_are_equal_stretches_of_enough_requests(count: int, blocks: int) -> None:
+    found = _windowed(_even(count), (0, count)).blocks
+    assert len(found) == blocks
+    assert sum(block.requests for block in found) == (count if blocks else 0)
+    assert [block.start_s for block in found] == pytest.approx([count / blocks * i for i in range(blocks)])
+    assert all(block.ttft_ms == pytest.approx(100) and block.tpot_ms is None for block in found)
+
+
+def test_latency_from_schedule_has_what_the_client_was_late() -> None:
+    result = _summary(_record(1.0, [1.1], 1.2, 1, scheduled_s=0.7))
+    assert result.ttft_from_schedule_ms.p50 == pytest.approx(400)
+    assert result.e2e_from_schedule_ms.p50 == pytest.approx(500)

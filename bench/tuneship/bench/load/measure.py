@@ -2,98 +2,192 @@
 
 from __future__ import annotations
 
+import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-import aiohttp
-import uvloop
-
-from tuneship.bench.load import drive as client
-from tuneship.bench.load import metrics, workload
+from tuneship.bench.load import engine_metrics, gpu, metrics, processes, sweep
+from tuneship.bench.load.arrivals import Arrival, read_trace, schedule
+from tuneship.bench.load.prompts import Prompts, source
 from tuneship.bench.load.stream import TIMEOUT, RequestRecord
+from tuneship.bench.load.workload import Mix, Request, plan, weigh
 from tuneship.bench.target import Target
 from tuneship.core.errors import EndpointError
 from tuneship.core.progress import progress, say
-from tuneship.core.report import LoadResult
+from tuneship.core.report import Arrivals, Knee, LoadResult
 
 _WARM_UP_REQUESTS = 4
 _WARM_UP_S = 300  # a server's first request may compile kernels
+_MOST_REQUESTS = 200_000
 
 
 class LoadPlan(NamedTuple):
-    """Which load: rates in requests per second, one level each."""
+    """Which load: open levels, by rate in requests per second or from a trace, then closed ones by concurrency."""
 
-    rates: tuple[float, ...]
+    rates: tuple[float, ...] | Literal["sweep"]
     duration_s: float
+    """Of a level's steady window, after `warm_up_s`; a longer trace is cut there."""
     arrivals: Literal["constant", "poisson"]
     input_tokens: int
     output_tokens: int
     seed: int = 0
     drain_s: float = 60
     """How long after the last send answers are waited for; what is missing then counts as a timeout."""
+    concurrency: tuple[int, ...] = ()
+    trace: str = ""
+    """A file of recorded arrivals, replayed instead of `rates`."""
+    workload: str = "fixed"
+    prefix_tokens: int = 0
+    heldout: str = ""
+    """The file behind `workload = "heldout"`."""
+    adapters: Mix = "uniform"
+    warm_up_s: float = 0
+    slo_ms: Mapping[str, float] = {}
+    processes: int = 1
 
 
-def run_load(target: Target, plan: LoadPlan) -> list[LoadResult]:
-    """Measure every level of `plan`, in order.
+class Measured(NamedTuple):
+    """Every level, and the knee if a sweep looked for it."""
+
+    levels: list[LoadResult]
+    knee: Knee | None = None
+
+
+class _Level(NamedTuple):
+    """One level to measure."""
+
+    label: str
+    arrivals: Arrivals
+    rate: float
+    requests: list[Request]
+    concurrency: int = 0
+
+
+def run_load(target: Target, load: LoadPlan) -> list[LoadResult]:
+    """The levels of `measure`."""
+    return measure(target, load).levels
+
+
+def measure(target: Target, load: LoadPlan) -> Measured:
+    """Measure every level of `load`, in order.
 
     Raises:
-        EndpointError: the warm-up, or a whole level, got no answer; names the reason.
+        DataError: a file of prompts or arrivals that cannot be used; found before anything is sent.
+        EndpointError: the warm-up, or a whole level, got no answer, or `adapters` weighs other models.
 
     """
-    return uvloop.run(_run(target, plan))
+    weigh(target.models, load.adapters)
+    prompts = _prompts(load, secrets.token_hex(4))
+    trace = _cut(read_trace(Path(load.trace)), load.warm_up_s + load.duration_s) if load.trace else []
+    answer_s = _warm_up(target, load, prompts)
+    levels: list[LoadResult] = []
+    knee = None
+    if trace:
+        levels.append(_run(target, load, prompts, _traced(target, load, prompts, trace)))
+    elif load.rates == "sweep":
+        levels, knee = sweep.sweep(lambda rate: _run(target, load, prompts, _open(target, load, prompts, rate)))
+    else:
+        levels += [_run(target, load, prompts, _open(target, load, prompts, rate)) for rate in load.rates]
+    closed = (_closed(target, load, prompts, number, answer_s) for number in load.concurrency)
+    return Measured([*levels, *(_run(target, load, prompts, level) for level in closed)], knee)
 
 
-async def _run(target: Target, plan: LoadPlan) -> list[LoadResult]:
-    salt = secrets.token_hex(4)
-    async with client.connect(target.key) as session:
-        await _warm_up(session, target, plan, salt)
-        return [await _level(session, target, plan, rate, salt) for rate in plan.rates]
-
-
-async def _warm_up(session: aiohttp.ClientSession, target: Target, plan: LoadPlan, salt: str) -> None:
-    say(f"warming up {target.model} at {target.url}")
-    requests = [
-        workload.Request(
-            0.0,
-            model,
-            workload.ask(workload.make_prompt(plan.input_tokens, f"warm-up {index}", salt)),
-            plan.output_tokens,
-        )
-        for index, model in enumerate(target.models * _WARM_UP_REQUESTS)
-    ]
-    recording = await client.drive(session, target.url, requests, drain_s=_WARM_UP_S)
-    _refuse_silence(target, "the warm-up", recording.records)
-
-
-async def _level(session: aiohttp.ClientSession, target: Target, plan: LoadPlan, rate: float, salt: str) -> LoadResult:
-    label = f"load {rate:g}/s"
-    requests = _requests(target, plan, rate, salt)
-    drain_s = plan.duration_s + plan.drain_s - requests[-1].at_s
-    recording = await client.drive(session, target.url, requests, drain_s=drain_s, watch=partial(_show, label))
-    _show(label, plan.duration_s, recording.records)
-    _refuse_silence(target, label, recording.records)
-    return metrics.summarise(
-        recording,
-        workload=workload.describe(plan.input_tokens, plan.output_tokens),
-        model=target.model,
-        arrivals=plan.arrivals,
-        rate=rate,
-    )
-
-
-def _requests(target: Target, plan: LoadPlan, rate: float, salt: str) -> list[workload.Request]:
-    return workload.plan(
-        rate=rate,
-        duration_s=plan.duration_s,
-        arrivals=plan.arrivals,
-        input_tokens=plan.input_tokens,
-        output_tokens=plan.output_tokens,
-        models=target.models,
-        seed=plan.seed,
+def _prompts(load: LoadPlan, salt: str) -> Prompts:
+    return source(
+        load.workload,
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        prefix_tokens=load.prefix_tokens,
+        heldout=load.heldout,
+        seed=load.seed,
         salt=salt,
     )
+
+
+def _warm_up(target: Target, load: LoadPlan, prompts: Prompts) -> float:
+    """Ask every model a few times; the quickest answer's seconds."""
+    say(f"warming up {target.model} at {target.url}")
+    requests = [
+        Request(0.0, model, prompts.make("warm-up", index, load.input_tokens), load.output_tokens, prompts.ignore_eos)
+        for index, model in enumerate(target.models * _WARM_UP_REQUESTS)
+    ]
+    recording = processes.run(target.url, target.key, requests, drain_s=_WARM_UP_S)
+    _refuse_silence(target, "the warm-up", recording.records)
+    return min(metrics.e2e_ms(record) for record in recording.records if not record.error) / 1e3
+
+
+def _open(target: Target, load: LoadPlan, prompts: Prompts, rate: float) -> _Level:
+    times = schedule(load.arrivals, rate, load.warm_up_s + load.duration_s, load.seed)
+    requests = _plan(target, load, prompts, f"{rate}", [Arrival(at_s) for at_s in times])
+    return _Level(f"load {rate:g}/s", load.arrivals, rate, requests)
+
+
+def _traced(target: Target, load: LoadPlan, prompts: Prompts, trace: Sequence[Arrival]) -> _Level:
+    requests = _plan(target, load, prompts, "trace", trace)
+    rate = len(trace) / max(trace[-1].at_s, 1e-3)
+    return _Level(f"load trace {rate:.3g}/s", "trace", rate, requests)
+
+
+def _closed(target: Target, load: LoadPlan, prompts: Prompts, concurrency: int, answer_s: float) -> _Level:
+    """As many requests as answers could come, were each twice as quick as the quickest seen."""
+    length_s = load.warm_up_s + load.duration_s
+    count = min(_MOST_REQUESTS, concurrency * math.ceil(2 * length_s / max(answer_s, 1e-3) + 1))
+    requests = _plan(target, load, prompts, f"{concurrency} in flight", [Arrival(0.0)] * count)
+    return _Level(f"load {concurrency} in flight", "closed", 0.0, requests, concurrency)
+
+
+def _plan(target: Target, load: LoadPlan, prompts: Prompts, level: str, arrivals: Sequence[Arrival]) -> list[Request]:
+    return plan(
+        arrivals,
+        prompts,
+        level=level,
+        models=target.models,
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        mix=load.adapters,
+        seed=load.seed,
+    )
+
+
+def _cut(trace: Sequence[Arrival], length_s: float) -> list[Arrival]:
+    kept = [arrival for arrival in trace if arrival.at_s < length_s]
+    if len(kept) < len(trace):
+        say(f"the trace is longer than {length_s:g} s: the first {len(kept)} of {len(trace)} requests are replayed")
+    return kept
+
+
+def _run(target: Target, load: LoadPlan, prompts: Prompts, level: _Level) -> LoadResult:
+    length_s = load.warm_up_s + load.duration_s
+    last_s = length_s if level.concurrency else level.requests[-1].at_s
+    before = engine_metrics.scrape(target.url, target.key)
+    with gpu.watch() as gpus:
+        recording = processes.run(
+            target.url,
+            target.key,
+            level.requests,
+            drain_s=load.drain_s + length_s - last_s,
+            processes=load.processes,
+            concurrency=level.concurrency,
+            stop_s=length_s if level.concurrency else None,
+            watch=partial(_show, level.label),
+        )
+    _show(level.label, length_s, recording.records)
+    _refuse_silence(target, level.label, recording.records)
+    result = metrics.summarise(
+        recording,
+        workload=f"{prompts.name}, {Path(load.trace).stem}" if level.arrivals == "trace" else prompts.name,
+        model=target.model,
+        arrivals=level.arrivals,
+        rate=level.rate,
+        concurrency=level.concurrency,
+        window_s=(load.warm_up_s, length_s),
+        slo_ms=load.slo_ms,
+    )
+    engine = engine_metrics.change(before, engine_metrics.scrape(target.url, target.key))
+    return result.model_copy(update={"engine": engine, "gpus": gpus})
 
 
 def _show(label: str, now_s: float, records: Sequence[RequestRecord]) -> None:

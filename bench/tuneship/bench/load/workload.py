@@ -1,41 +1,21 @@
-"""What is sent, and when: prompts of a fixed length on an absolute schedule, the same for the same seed.
+"""What is sent, and when: prompts on an absolute schedule, each to one of the models, the same for the same seed.
 
-    requests = plan(rate=4, duration_s=30, arrivals="poisson", input_tokens=128, output_tokens=64, models=("sql",))
-
-A prompt is a row of common English words, which most tokenizers turn into one token each; the token counts of a result
-are the server's own. `salt` changes only the first words of every prompt: two runs with the same seed then send the
-same lengths at the same times, but the second is not answered from the server's prefix cache.
+prompts = source("fixed", input_tokens=128, output_tokens=64)
+requests = plan(schedule("poisson", 4, 30), prompts, level="4/s", models=("sql",), input_tokens=128, output_tokens=64)
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-Arrivals = Literal["constant", "poisson"]
-Messages = list[dict[str, Any]]
-"""A chat: {"role": ..., "content": ...}."""
+from tuneship.bench.load.arrivals import Arrival
+from tuneship.bench.load.prompts import Messages, Prompts
+from tuneship.core.errors import EndpointError
 
-_SALT_WORDS = 4
-
-_TEXT = """
-    about above across action after again against age ago agree air all allow almost alone along already also always
-    among amount animal answer any appear apple area arm around arrive art ask away back bad ball bank base be bear
-    beat because become bed before begin behind believe below best better between big bird black blood blue board
-    boat body book both bottom box boy branch bread break bright bring brother brown build burn busy but buy by call
-    camp can car care carry case catch cause center chance change check child choose church circle city claim class
-    clean clear climb close cloth cloud cold color come common company complete condition consider contain continue
-    control cook cool copy corn corner correct cost count country course cover cross crowd cry current cut dance
-    dark day dead deal decide deep describe desert design develop differ direct discuss distant divide doctor dog
-    dollar door down draw dream dress drink drive drop dry during each ear early earth east easy eat edge effect
-    egg eight either electric else end energy engine enough enter equal even evening event every exact example
-    except excite exercise expect experience eye face fact fair fall family famous far farm fast father favor fear
-    feed feel few field fight figure fill final find fine finger finish fire first fish fit five flat floor flow
-    flower fly follow food foot for force forest form forward four free fresh friend from front fruit full fun game
-    garden gas gather general gentle get girl give glad glass go gold good govern grand grass gray great green
-"""
-_WORDS = tuple(_TEXT.split())
+Mix = str | Mapping[str, float]
+"""`uniform`, `zipf` (the first model most often), or a weight for each model."""
 
 
 class Request(NamedTuple):
@@ -50,64 +30,57 @@ class Request(NamedTuple):
 
 
 def plan(
+    arrivals: Sequence[Arrival],
+    prompts: Prompts,
     *,
-    rate: float,
-    duration_s: float,
-    arrivals: Arrivals,
+    level: str,
+    models: Sequence[str],
     input_tokens: int,
     output_tokens: int,
-    models: Sequence[str],
+    mix: Mix = "uniform",
     seed: int = 0,
-    salt: str = "",
 ) -> list[Request]:
-    """Every request of one load level; each goes to one of `models`, drawn uniformly.
+    """Every request of one load level, in order of time.
 
     Args:
-        rate: requests per second offered.
-        duration_s: arrivals fall in [0, duration_s); the first is at 0.
-        arrivals: evenly spaced, or with exponential gaps.
-        input_tokens: words a prompt; the chat template comes on top.
-        output_tokens: asked for, and forced with `ignore_eos`.
+        arrivals: when; one with lengths or messages of its own keeps them.
+        prompts: what else is asked.
+        level: part of every seed, so that no two levels ask the same.
         models: names to send as `model`.
-        seed: the same seed gives the same times, models and prompts.
-        salt: see above.
+        input_tokens: of an arrival that does not say.
+        output_tokens: of an arrival that does not say.
+        mix: how requests are spread over `models`.
+        seed: of the models drawn.
+
+    Raises:
+        EndpointError: `mix` weighs other models.
 
     """
-    times = schedule(arrivals, rate, duration_s, seed)
-    choose = random.Random(f"model {seed} {rate}")
+    chosen = random.Random(f"model {seed} {level}").choices(models, weigh(models, mix), k=len(arrivals))
     return [
         Request(
-            at_s, choose.choice(models), ask(make_prompt(input_tokens, f"{seed} {rate} {index}", salt)), output_tokens
+            arrival.at_s,
+            model,
+            arrival.messages or prompts.make(level, index, arrival.input_tokens or input_tokens),
+            arrival.output_tokens or output_tokens,
+            prompts.ignore_eos and not arrival.messages,
         )
-        for index, at_s in enumerate(times)
+        for index, (arrival, model) in enumerate(zip(arrivals, chosen, strict=True))
     ]
 
 
-def schedule(arrivals: Arrivals, rate: float, duration_s: float, seed: int = 0) -> list[float]:
-    """Arrival times in seconds from the start, ascending, in [0, duration_s)."""
-    if arrivals == "constant":
-        count = max(1, int(rate * duration_s))
-        return [index / rate for index in range(count)]
-    gaps = random.Random(f"arrivals {seed} {rate}")
-    times = [0.0]
-    while (following := times[-1] + gaps.expovariate(rate)) < duration_s:
-        times.append(following)
-    return times
+def weigh(models: Sequence[str], mix: Mix) -> list[float]:
+    """How often each of `models` is asked, up to a factor; Zipf's law with exponent 1, in their order.
 
+    Raises:
+        EndpointError: `mix` weighs other models.
 
-def ask(text: str) -> Messages:
-    """A chat of one question."""
-    return [{"role": "user", "content": text}]
-
-
-def make_prompt(words: int, seed: str, salt: str = "") -> str:
-    """A row of `words` common words."""
-    salted = min(_SALT_WORDS, words) if salt else 0
-    head = random.Random(f"{salt} {seed}").choices(_WORDS, k=salted)
-    body = random.Random(f"prompt {seed}").choices(_WORDS, k=words)
-    return " ".join(head + body[salted:])
-
-
-def describe(input_tokens: int, output_tokens: int) -> str:
-    """The workload's name in a report: levels of two reports are compared when it agrees."""
-    return f"fixed {input_tokens} in, {output_tokens} out"
+    """
+    if isinstance(mix, str):
+        return [1 / rank if mix == "zipf" else 1.0 for rank, _ in enumerate(models, 1)]
+    if missing := set(mix) ^ set(models):
+        raise EndpointError(
+            f"the weights and the models differ: {', '.join(sorted(missing))}",
+            hint=f"weigh each of: {', '.join(models)}",
+        )
+    return [mix[model] for model in models]
