@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tuneship.bench.report.history import HistoryRow
 from tuneship.bench.report.page import render, render_history
 from tuneship.core.report import Comparison, GpuUse, Knee, LossPoint, NllResult, Report
 
@@ -110,7 +111,9 @@ def test_every_chart_is_drawn_and_nothing_refused(rich, browse, tmp_path) -> Non
 
 def test_history_is_drawn(browse) -> None:
     figures = {"score": 0.9, "ttft_ms": 80.0, "tpot_ms": 20.0, "tokens_per_s": 85.0, "name": "a", "file": "r.json"}
-    rows = [figures | {"created_at": f"2026-01-0{day} 03:04:05 UTC", "digest": f"d{day % 2}"} for day in range(1, 6)]
+    rows = [
+        HistoryRow(created_at=f"2026-01-0{day} 03:04:05 UTC", digest=f"d{day % 2}", **figures) for day in range(1, 6)
+    ]
     dom, console = browse(render_history(rows))
     assert _drawn(dom) == dict.fromkeys(("score", "ttft_ms", "tpot_ms", "tokens_per_s"), True)
     assert console == ""

@@ -18,16 +18,19 @@ class Tile(NamedTuple):
     before: str = ""
 
 
-def best_level(levels: list[LoadResult]) -> LoadResult | None:
+def best_level(report: Report) -> LoadResult | None:
     """The heaviest level that server and client both kept up with; closed loops have no rate but a concurrency."""
-    return max(
-        levels, key=lambda level: (level.client.valid and not level.errors, level.rate, level.concurrency), default=None
-    )
+
+    def rank(level: LoadResult) -> tuple[bool, float, int]:
+        beyond = report.knee is not None and level.rate > report.knee.rate
+        return level.client.valid and not level.errors and not beyond, level.rate, level.concurrency
+
+    return max(report.load, key=rank, default=None)
 
 
 def tiles(report: Report) -> list[Tile]:
     """The headline: quality, then speed."""
-    return [*_score_tiles(report), *_speed_tiles(report.load)]
+    return [*_score_tiles(report), *_speed_tiles(report)]
 
 
 def _score_tiles(report: Report) -> list[Tile]:
@@ -39,8 +42,8 @@ def _score_tiles(report: Report) -> list[Tile]:
     return found
 
 
-def _speed_tiles(levels: list[LoadResult]) -> list[Tile]:
-    level = best_level(levels)
+def _speed_tiles(report: Report) -> list[Tile]:
+    level = best_level(report)
     if level is None:
         return []
     at = f"median at {level.offered}"

@@ -18,6 +18,7 @@ import vl_convert
 from tuneship.bench.report import charts, headline
 from tuneship.bench.report.charts import Spec
 from tuneship.bench.report.headline import format_figure, format_ms
+from tuneship.bench.report.history import HistoryRow
 from tuneship.bench.report.quality import task_rows
 from tuneship.core.files import write_atomic
 from tuneship.core.report import Report
@@ -58,10 +59,15 @@ def render(report: Report, folder: Path) -> str:
     )
 
 
-def render_history(rows: Sequence[dict[str, Any]]) -> str:
-    """The page of `tuneship bench history`; `rows` as `history.HistoryRow._asdict()` gives them, oldest first."""
-    digests = list(dict.fromkeys(row["digest"] for row in rows))
-    drawn = {key: charts.over_time(rows, key, title) for key, title in _HISTORY}
+def write_history_html(rows: Sequence[HistoryRow], path: Path) -> None:
+    """Write the page of `tuneship bench history`."""
+    write_atomic(path, render_history(rows))
+
+
+def render_history(rows: Sequence[HistoryRow]) -> str:
+    """Past reports, oldest first, as one string of HTML."""
+    digests = list(dict.fromkeys(row.digest for row in rows))
+    drawn = {key: charts.over_time([row._asdict() for row in rows], key, title) for key, title in _HISTORY}
     specs = {key: spec for key, spec in drawn.items() if spec}
     colors = [charts.CATEGORIES[index % len(charts.CATEGORIES)] for index in range(len(digests))]
     return _render("history.html.j2", specs, rows=rows, digests=list(zip(digests, colors, strict=True)))

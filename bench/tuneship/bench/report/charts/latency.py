@@ -82,6 +82,7 @@ def throughput_latency(
             "ms": max(SMALLEST_MS, latency.p50),
             "knee": _is_knee(level, knee),
             "order": index,
+            "loop": "closed" if level.arrivals == "closed" else "open",
         }
         for index, level in enumerate(levels)
         if (latency := level.ttft_ms if metric == "ttft_ms" else level.e2e_ms)
@@ -99,7 +100,7 @@ def throughput_latency(
             alt.Tooltip("ms:Q", format=".1f"),
         ],
     )
-    line = base.mark_line(color=PALE, strokeWidth=2).encode(order="order:Q")
+    line = base.mark_line(color=PALE, strokeWidth=2).encode(order="order:Q", detail="loop:N")
     dots = base.mark_circle(size=60, opacity=1).encode(
         color=alt.Color(
             "order:O", scale=alt.Scale(domain=[row["order"] for row in rows], range=ramp(len(rows))), legend=None
