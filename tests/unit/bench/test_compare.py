@@ -100,7 +100,7 @@ def test_exit_codes(make_report, make_level, tmp_path, capsys) -> None:
     def verb(b, **options) -> None:
         write_report(make_report(), tmp_path / "report.json")
         write_report(b, tmp_path / "b.json")
-        compare_verb(tmp_path, tmp_path / "b.json", **options)
+        compare_verb(str(tmp_path), str(tmp_path / "b.json"), **options)
 
     thin = make_level(1, completed=3)
     assert verb(make_report()) is None
@@ -115,4 +115,4 @@ def test_exit_codes(make_report, make_level, tmp_path, capsys) -> None:
     assert "cannot tell: the candidate has 3 requests, 20 are needed" in " ".join(out.out.split())
     assert "cannot tell" in out.err
     with pytest.raises(EndpointError, match="no report at"):
-        compare_verb(tmp_path, tmp_path / "missing.json")
+        compare_verb(str(tmp_path), str(tmp_path / "missing.json"))

@@ -1,9 +1,13 @@
 """Pairs in ABBA order, and what is planted in them is found."""
 
+import itertools
+
 import pytest
 
+from tuneship.bench.commands import compare as compare_verb
 from tuneship.bench.compare.live import Pair, compare_pairs, log_ratios, measure_pairs
 from tuneship.bench.target import Target
+from tuneship.core.errors import ExitCode, TuneshipError
 from tuneship.core.report import ClientHealth
 
 A, B = Target("http://a", "", ("m",)), Target("http://b", "", ("m",))
@@ -57,3 +61,19 @@ def test_doubtful_blocks_cannot_tell(make_level, changes: dict, reason: str) -> 
     pairs = _pairs(make_level, 2)
     pairs[3] = Pair(pairs[3].a, pairs[3].b.model_copy(update=changes))
     assert {(row.verdict, row.reason) for row in compare_pairs(pairs, 0.05)} == {("cannot tell", reason)}
+
+
+def test_two_models_of_one_server_need_more_than_two_pairs(server, behaviour, tmp_path) -> None:
+    server.behaviours = {"a": behaviour(0.03, 0.002), "b": behaviour(0.06, 0.004)}
+    options = {"pairs": 2, "rate": 20, "duration_s": 0.3, "output_tokens": 4, "junit": tmp_path / "j.xml"}
+    with pytest.raises(SystemExit) as unknown:
+        compare_verb(server.url, server.url, model="a", candidate_model="b", **options)
+    assert unknown.value.code == ExitCode.CANNOT_TELL
+    assert (tmp_path / "j.xml").read_text().count("<error") == len(METRICS)
+    order = [model for model, _ in itertools.groupby(body["model"] for body in server.bodies)]
+    assert order == ["a", "b", "a"]
+
+
+def test_a_server_and_a_report_are_refused(server, tmp_path) -> None:
+    with pytest.raises(TuneshipError, match="a server and a report"):
+        compare_verb(server.url, str(tmp_path))
