@@ -6,7 +6,7 @@ import os
 import shlex
 from pathlib import Path
 
-from rich.table import Table
+from rich.markup import escape
 
 from tuneship.cli.console import out
 from tuneship.cli.pipeline import Target
@@ -20,12 +20,8 @@ _PORT = 30000
 
 def show(run: RunDir, target: Target, adapter: Artifact) -> None:
     """Print them; the server's own address when it runs, else the command that starts it."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
     for name, text in _lines(run, target, adapter):
-        table.add_row(name, text)
-    out.print(table, soft_wrap=True)
+        out.print(f"[dim]{name:<8}[/]{escape(text)}", soft_wrap=True, highlight=False)  # whole lines, to be copied
 
 
 def _lines(run: RunDir, target: Target, adapter: Artifact) -> list[tuple[str, str]]:
