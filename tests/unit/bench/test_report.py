@@ -10,7 +10,7 @@ from tuneship.bench.report import charts
 from tuneship.bench.report.headline import format_ms
 from tuneship.bench.report.page import render, write_html
 from tuneship.core.parity import Parity
-from tuneship.core.report import LossPoint
+from tuneship.core.report import Comparison, LossPoint
 
 PARITY = Parity(
     reference="trained", candidate="merged", rows=200, tokens=6012, nll_base=1.9, nll_reference=0.071, nll=0.0724,
@@ -102,6 +102,50 @@ def test_tells_why_not_to_believe_it(make_report, make_level, make_eval, tmp_pat
         "over the parity limit and was forced",
     ):
         assert warning in html
+
+
+def test_what_was_lost_comes_before_what_was_won(make_report, make_eval, tmp_path) -> None:
+    scores = {"base": (1, 0, 0.5, 1, 1), "tuned": (0.5, 1, 0, 1, 0)}
+    for role, row in scores.items():
+        items = [
+            {"index": n, "prompt": [{"role": "user", "content": f"question {n}"}], "reference": "r",
+             "answer": f"{role} {n}", "score": score, "error": ""}
+            for n, score in enumerate(row)
+        ]  # fmt: skip
+        (tmp_path / f"{role}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    evals = [make_eval(role=role, items_file=f"{role}.jsonl") for role in scores]
+    page = render(make_report(eval=evals), tmp_path).split("<script>", maxsplit=1)[0]
+    marks = ["From right to wrong", "question 0", "question 4", "From wrong to right", "question 1", "Still wrong"]
+    places = [page.index(mark) for mark in [*marks, "question 2"]]
+    assert places == sorted(places)
+    assert "question 3" not in page  # right before and after: nothing to see
+
+
+def test_a_closed_loop_is_named_by_what_is_in_flight(make_report, make_level, tmp_path) -> None:
+    level = make_level(0, arrivals="closed", concurrency=16, errors={"timeout": 1}, completed=39)
+    page = render(make_report(load=[level]), tmp_path)
+    assert "median at 16 in flight" in page
+    assert "At 16 in flight 1 of 40 requests failed" in page
+    assert "0/s" not in page.split("<script>", maxsplit=1)[0]
+
+
+def test_a_verdict_tells_what_it_rests_on(make_report, tmp_path) -> None:
+    row = Comparison(
+        metric="score", a=0.9, b=0.89, ratio=0.989, unit="points", worse_by=0.012, ci=(-0.02, 0.043), margin=0.03,
+        p=0.31, pairs=200, verdict="cannot tell", detectable=0.045, reason="too few", next_step="ask 450 items",
+    )  # fmt: skip
+    page = " ".join(render(make_report(comparison=[row]), tmp_path).split("<script>", maxsplit=1)[0].split())
+    for expected in (
+        "+1.2 pt",
+        "-2.0 pt",
+        "+4.3 pt",
+        "+3.0 pt",
+        "0.310",
+        ">200<",
+        "+4.5 pt",
+        "too few. To decide: ask",
+    ):
+        assert expected in page, expected
 
 
 def test_an_empty_report_is_a_page_too(make_report, tmp_path) -> None:

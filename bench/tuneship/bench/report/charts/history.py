@@ -22,7 +22,12 @@ def over_time(rows: Sequence[dict[str, Any]], key: str, title: str) -> Spec | No
         .mark_line(point=alt.OverlayMarkDef(size=50), strokeWidth=1.5)
         .encode(
             x=alt.X("created_at:T", title=None, axis=alt.Axis(grid=False, tickCount=5, labelOverlap=True)),
-            y=alt.Y(f"{key}:Q", title=None, scale=alt.Scale(zero=key != "score"), axis=alt.Axis(tickCount=5)),
+            y=alt.Y(
+                f"{key}:Q",
+                title=None,
+                scale=alt.Scale(domain=[0, 1]) if key == "score" else alt.Scale(zero=True),
+                axis=alt.Axis(tickCount=5),
+            ),
             color=alt.Color("digest:N", sort=None, scale=alt.Scale(domain=digests, range=colors), legend=None),
             tooltip=["name:N", "created_at:T", "digest:N", alt.Tooltip(f"{key}:Q", format=",.4~g")],
         )
