@@ -1,0 +1,140 @@
+"""Held-out likelihood: how surprised the model is by known answers, in nats per token, through the door's scoring verb.
+
+    result = measure_nll(target, "runs/x/artifacts/adapter-3f.../evidence/reference.jsonl", folder, role="tuned")
+
+Rows are token ids with a mask of those that carry loss (`core/parity.py`), or chats, which the server's `/v1/tokenize`
+turns into ids. Of a chat the last answer is scored, without its end of turn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import httpx
+
+from tuneship.bench.quality.tasks import read_rows
+from tuneship.bench.target import Target
+from tuneship.core.errors import DataError, EndpointError
+from tuneship.core.files import write_atomic
+from tuneship.core.parity import ReferenceRow
+from tuneship.core.progress import progress
+from tuneship.core.report import NllResult
+
+_BATCH_ROWS = 16
+_TIMEOUT_S = 300
+
+
+class Scored(NamedTuple):
+    """One row: its tokens with loss, and the sum of their negative log-probabilities in nats."""
+
+    tokens: int
+    nll_sum: float
+
+
+class _Row(NamedTuple):
+    ids: list[int]
+    mask: list[int]
+
+    @property
+    def start(self) -> int:
+        return self.mask.index(1)
+
+
+def measure_nll(
+    target: Target, data: str, folder: Path, limit: int = 200, role: Literal["base", "tuned", "other"] = "other"
+) -> NllResult:
+    """Score the first `limit` rows of `data`; writes one line a row into `folder`.
+
+    Raises:
+        DataError: no rows, a row of another shape, or one whose prompt is no beginning of the whole.
+        EndpointError: the server has no scoring verb, or refuses.
+
+    """
+    model = target.models[0]
+    headers = {"Authorization": f"Bearer {target.key}"} if target.key else {}
+    with httpx.Client(base_url=target.url, headers=headers, trust_env=False, timeout=_TIMEOUT_S) as http:
+        rows = _reference_rows(Path(data), limit) or _chat_rows(http, model, data, limit)
+        scored: list[Scored] = []
+        for start in range(0, len(rows), _BATCH_ROWS):
+            scored += _score(http, model, rows[start : start + _BATCH_ROWS])
+            progress("nll", len(scored), len(rows))
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"nll-{Path(data).name.split('.')[0]}-{role}.jsonl"
+    lines = ({"index": i, "tokens": s.tokens, "nll": s.nll_sum / s.tokens} for i, s in enumerate(scored))
+    write_atomic(folder / name, "".join(json.dumps(line) + "\n" for line in lines))
+    mean, stderr = clustered_mean(scored)
+    tokens = sum(s.tokens for s in scored)
+    return NllResult(
+        data=data, model=model, role=role, rows=len(rows), tokens=tokens, nll=mean, stderr=stderr, items_file=name
+    )
+
+
+def clustered_mean(scored: Sequence[Scored]) -> tuple[float, float]:
+    """Mean over tokens, and its standard error with rows as clusters (ratio estimator); 0.0 for a single row."""
+    tokens = sum(s.tokens for s in scored)
+    mean = sum(s.nll_sum for s in scored) / tokens
+    count = len(scored)
+    if count < 2:
+        return mean, 0.0
+    squares = sum((s.nll_sum - mean * s.tokens) ** 2 for s in scored)
+    return mean, math.sqrt(count / (count - 1) * squares) / tokens
+
+
+def _reference_rows(path: Path, limit: int) -> list[_Row]:
+    """The rows of a `reference.jsonl`; empty when `path` holds something else."""
+    if not path.is_file():  # a glob, or nothing: the chat reader's matter
+        return []
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(itertools.islice(file, limit), start=1):
+            if number == 1 and '"input_ids"' not in line:
+                return []
+            try:
+                row = ReferenceRow.model_validate_json(line)
+            except ValueError:
+                raise DataError(f"{path}:{number} is not a reference row") from None
+            mask = [0, *row.loss_mask[1:]]  # nothing stands before the first token: it has no likelihood
+            if 1 not in mask or len(mask) != len(row.input_ids):
+                raise DataError(f"{path}:{number} has no token with loss")
+            rows.append(_Row(row.input_ids, mask))
+    return rows
+
+
+def _chat_rows(http: httpx.Client, model: str, data: str, limit: int) -> list[_Row]:
+    rows = []
+    for row in read_rows(data, limit):
+        answer = {"role": "assistant", "content": row.reference}
+        prompt = _post(http, "/v1/tokenize", {"model": model, "messages": row.prompt})["tokens"]
+        whole = {"model": model, "messages": [*row.prompt, answer], "continue_final_message": True}
+        ids = _post(http, "/v1/tokenize", whole)["tokens"]
+        if not prompt or len(ids) <= len(prompt) or ids[: len(prompt)] != prompt:
+            raise DataError(f"{row.place}: its prompt's tokens are no beginning of the whole conversation's")
+        rows.append(_Row(ids, [0] * len(prompt) + [1] * (len(ids) - len(prompt))))
+    return rows
+
+
+def _score(http: httpx.Client, model: str, rows: Sequence[_Row]) -> Iterator[Scored]:
+    body = {"model": model, "input_ids": [row.ids for row in rows], "start": [row.start for row in rows]}
+    answer = _post(http, "/v1/logprobs", body)
+    for row, found in zip(rows, answer["data"], strict=True):
+        scored = zip(row.mask[row.start :], found["token_logprobs"], strict=True)
+        losses = [-figure for with_loss, figure in scored if with_loss]
+        yield Scored(len(losses), math.fsum(losses))
+
+
+def _post(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    try:
+        response = http.post(path, json=body)
+    except httpx.HTTPError as error:
+        raise EndpointError(f"{http.base_url} does not answer: {error}") from None
+    if response.status_code == 404:
+        raise EndpointError(f"{http.base_url} has no {path}", hint="likelihoods need a server of `tuneship serve`")
+    if response.status_code != 200:
+        raise EndpointError(f"{path} answered {response.status_code}: {response.text[:300]}")
+    found: dict[str, Any] = response.json()
+    return found

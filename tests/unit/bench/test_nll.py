@@ -1,0 +1,94 @@
+"""Held-out likelihood against a real server whose figures are known: token t has the log-probability -t / 10."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tuneship.bench.quality.nll import Scored, clustered_mean, measure_nll
+from tuneship.bench.target import Target
+from tuneship.core.errors import DataError, EndpointError
+
+
+class _Door(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["model"] == "elsewhere":
+            return self.send_error(404)
+        if self.path == "/v1/tokenize":  # a token a word; whoever speaks is one too
+            words = [word for m in body["messages"] for word in [m["role"], *m["content"].split()]]
+            words += [] if body.get("continue_final_message") else ["assistant"]
+            answer = {"tokens": [len(word) for word in words]}
+        else:
+            pairs = zip(body["input_ids"], body["start"], strict=True)
+            answer = {"data": [{"token_logprobs": [-t / 10 for t in ids[start:]]} for ids, start in pairs]}
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+        return None
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def url():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Door)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def _reference(path, *rows):
+    lines = [
+        {"input_ids": ids, "loss_mask": mask, "dtype": "float32", "base": [0] * len(ids), "trained": [0] * len(ids)}
+        for ids, mask in rows
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
+def test_reference_rows_are_scored_where_they_carry_loss(url, tmp_path) -> None:
+    data = _reference(tmp_path / "reference.jsonl", ([9, 1, 2, 3], [0, 0, 1, 1]), ([1, 10, 50, 20], [0, 1, 0, 1]))
+    result = measure_nll(Target(url, "", ("m",)), data, tmp_path / "out", role="tuned")
+    assert (result.rows, result.tokens, result.role) == (2, 4, "tuned")
+    assert result.nll == pytest.approx((0.2 + 0.3 + 1 + 2) / 4)
+    lines = [json.loads(line) for line in (tmp_path / "out" / result.items_file).read_text().splitlines()]
+    assert [line["nll"] for line in lines] == pytest.approx([0.25, 1.5])
+
+
+def test_of_a_chat_the_answer_is_scored(url, tmp_path) -> None:
+    file = tmp_path / "chat.jsonl"
+    chat = [{"role": "user", "content": "how many"}, {"role": "assistant", "content": "a dozen or so"}]
+    file.write_text(json.dumps({"messages": chat}) + "\n")
+    result = measure_nll(Target(url, "", ("m",)), str(file), tmp_path)
+    assert (result.tokens, result.stderr) == (4, 0)
+    assert result.nll == pytest.approx((0.1 + 0.5 + 0.2 + 0.2) / 4)
+
+
+def test_the_standard_error_takes_rows_as_clusters() -> None:
+    once = [Scored(1, 1.0), Scored(1, 3.0)]
+    assert clustered_mean(once) == pytest.approx((2.0, 1.0))
+    tenfold = [Scored(10, 10.0), Scored(10, 30.0)]  # ten equal tokens a row tell no more than one
+    assert clustered_mean(tenfold) == pytest.approx((2.0, 1.0))
+    assert clustered_mean([Scored(2, 4.0)]) == (2.0, 0.0)
+    assert math.isfinite(clustered_mean([Scored(1, 0.0), Scored(3, 9.0)])[1])
+
+
+def test_what_cannot_be_measured(url, tmp_path) -> None:
+    data = _reference(tmp_path / "reference.jsonl", ([9, 1], [1, 0]))
+    with pytest.raises(DataError, match="no token with loss"):
+        measure_nll(Target(url, "", ("m",)), data, tmp_path)
+    data = _reference(tmp_path / "reference.jsonl", ([9, 1], [0, 1]))
+    with pytest.raises(EndpointError, match="has no /v1/logprobs"):
+        measure_nll(Target(url, "", ("elsewhere",)), data, tmp_path)
+    with pytest.raises(EndpointError, match="does not answer"):
+        measure_nll(Target("http://127.0.0.1:9", "", ("m",)), data, tmp_path)
