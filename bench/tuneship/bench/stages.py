@@ -16,7 +16,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from tuneship.bench import testbed
-from tuneship.bench.load.measure import LoadPlan, run_load
+from tuneship.bench.load.measure import LoadPlan, measure
 from tuneship.bench.quality.evaluate import Role, Task, evaluate
 from tuneship.bench.target import Target, resolve
 from tuneship.core import recipe_file
@@ -49,7 +49,7 @@ def bench(job: Job) -> Path:
 
     target = _target(job)
     tuned = _evaluate(target, job, "tuned")
-    load = run_load(target, _load_plan(job.recipe))
+    load = measure(target, _load_plan(job.recipe))
     artifact = open_artifact(Path(job.inputs["artifact"]), verify=False) if "artifact" in job.inputs else None
     report = Report(
         name=job.recipe.name,
@@ -57,7 +57,8 @@ def bench(job: Job) -> Path:
         testbed=testbed.describe(target),
         endpoint=target.as_record(),
         training=read_training(Path(job.inputs["train_attempt"])) if "train_attempt" in job.inputs else [],
-        load=load,
+        load=load.levels,
+        knee=load.knee,
         eval=[*_read_baseline(job), *_moved(tuned, job.attempt, job.run_path)],
         parity=newest_parity(artifact.evidence) if artifact else None,
         provenance=_provenance(job, artifact),
@@ -108,14 +109,21 @@ def _evaluate(target: Target, job: Job, role: Role) -> list[EvalResult]:
 
 def _load_plan(recipe: Recipe) -> LoadPlan:
     load = recipe.bench.load
-    assert load.rates != "sweep", "refused when the recipe was read"
     return LoadPlan(
         rates=load.rates,
         duration_s=load.duration_s,
-        arrivals="poisson",
+        arrivals=load.arrivals,
         input_tokens=load.input_tokens,
         output_tokens=load.output_tokens,
         seed=recipe.train.seed,
+        concurrency=load.concurrency,
+        trace=load.trace,
+        workload=load.workload,
+        prefix_tokens=load.prefix_tokens,
+        heldout=recipe.data.heldout,
+        adapters=load.adapters,
+        warm_up_s=load.warm_up_s,
+        slo_ms={"ttft": load.slo.ttft_ms, "tpot": load.slo.tpot_ms, "e2e": load.slo.e2e_ms},
     )
 
 

@@ -15,10 +15,10 @@ _PIPE_WIDTH = 140
 
 def show_load(levels: Sequence[LoadResult]) -> None:
     """One line a load level."""
-    table = _table("requests/s", "sent", "failed", *_PAIRS, "tok/s", "client")
+    table = _table("load", "sent", "failed", *_PAIRS, "tok/s", "client")
     for level in levels:
         table.add_row(
-            f"{level.rate:g}",
+            level.offered,
             str(level.requests),
             str(level.requests - level.completed),
             *(_pair(latency) for latency in (level.ttft_ms, level.tpot_ms, level.itl_ms, level.e2e_ms)),
