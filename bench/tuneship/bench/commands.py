@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from tuneship.core.errors import ExitCode, RegressionFound, TuneshipError
+from tuneship.core.errors import DataError, ExitCode, RegressionFound, TuneshipError
 from tuneship.core.progress import say
 from tuneship.core.report import Comparison, EvalResult, LoadResult, Report, read_report, write_report
 
@@ -82,17 +82,26 @@ def eval_(
     model: str = "",
     limit: Count = 200,
     max_tokens: Count = 128,
+    samples: Count = 1,
+    temperature: float = 0,
+    seed: int = 0,
+    pattern: str = "",
+    tolerance: float = 0,
+    schema: Path | None = None,
     out: Path | None = None,
     key_env: str = "",
 ) -> None:
-    """Score a model's greedy answers to a file of questions.
+    """Score a model's answers to a file of questions.
+
+    Cut off, it goes on where it stopped when it is started again with the same --out.
 
     Parameters
     ----------
     url
         A server's URL, an endpoint.json, or a run directory with one.
     task
-        The scorer: exact, json-fields or sql.
+        The scorer: exact, normalised, choice, regex, numeric, rouge-l, json-fields, json-schema, sql, or
+        python:FILE.py:function (answer, reference, row -> 0..1).
     data
         JSONL of chats ({"messages": [...]}) whose last message is the reference answer.
     model
@@ -101,6 +110,18 @@ def eval_(
         Rows at most, from the first on.
     max_tokens
         Tokens an answer may have.
+    samples
+        Answers an item; its score is their mean.
+    temperature
+        0 is greedy; above 0 where there are several samples.
+    seed
+        Of the first sample; the next has the next.
+    pattern
+        regex: what must be found alike in answer and reference; its first group, where it has one.
+    tolerance
+        numeric: by how much the numbers may differ.
+    schema
+        json-schema: the schema's file, for rows without one of their own.
     out
         Folder for report.json, report.html and the answers. Default: bench-<UTC time>.
     key_env
@@ -111,11 +132,54 @@ def eval_(
     from tuneship.bench.quality.evaluate import Task, evaluate  # noqa: PLC0415
     from tuneship.bench.target import resolve  # noqa: PLC0415
 
+    if samples > 1 and temperature <= 0:
+        raise DataError("several samples at temperature 0 are all the same", hint="give --temperature 0.7")
+    given = {"pattern": pattern, "tolerance": tolerance, "schema": str(schema) if schema else ""}
+    options = {name: value for name, value in given.items() if value}
     target = resolve(url, model, key_env)
     folder = _choose_folder(out)
-    result = evaluate(target, Task(task, str(Path(data).resolve()), limit, max_tokens), folder)
+    asked = Task(task, str(Path(data).resolve()), limit, max_tokens, samples, temperature, seed, options)
+    result = evaluate(target, asked, folder)
     _write(target, folder, evals=[result])
     tables.show_evals([result])
+
+
+def nll(
+    url: str,
+    *,
+    data: str,
+    model: str = "",
+    limit: Count = 200,
+    out: Path | None = None,
+    key_env: str = "",
+) -> None:
+    """Measure how likely a model finds known answers, in nats per token; needs a server of `tuneship serve`.
+
+    Parameters
+    ----------
+    url
+        A server's URL, an endpoint.json, or a run directory with one.
+    data
+        An artifact's evidence/reference.jsonl, or a JSONL of chats whose last message is the answer.
+    model
+        The name to send. Default: the first that the server lists.
+    limit
+        Rows at most, from the first on.
+    out
+        Folder for nll.json and the figures by row. Default: bench-<UTC time>.
+    key_env
+        Environment variable that holds the API key.
+
+    """
+    from tuneship.bench.quality.nll import measure_nll  # noqa: PLC0415
+    from tuneship.bench.target import resolve  # noqa: PLC0415
+    from tuneship.core.files import write_atomic  # noqa: PLC0415
+
+    target = resolve(url, model, key_env)
+    folder = _choose_folder(out)
+    result = measure_nll(target, str(Path(data).resolve()), folder, limit)
+    write_atomic(folder / "nll.json", result.model_dump_json(indent=1))
+    print(f"{result.nll:.4f} +- {result.stderr:.4f} nats/token over {result.tokens} tokens of {result.rows} rows")
 
 
 def compare(
