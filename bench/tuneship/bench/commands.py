@@ -14,13 +14,15 @@ from cyclopts.validators import Number
 
 from tuneship.core.errors import DataError, ExitCode, RegressionFound, TuneshipError
 from tuneship.core.progress import say
-from tuneship.core.report import Comparison, EvalResult, LoadResult, Report, read_report, write_report
+from tuneship.core.report import Comparison, EvalResult, Knee, LoadResult, Report, read_report, write_report
 
 if TYPE_CHECKING:
     from tuneship.bench.target import Target
 
 Above0 = Number(gt=0)
 Positive = Annotated[float, Parameter(validator=Above0)]
+NotNegative = Annotated[float, Parameter(validator=Number(gte=0))]
+Rate = Positive | Literal["sweep"]
 Count = Annotated[int, Parameter(validator=Above0)]
 
 
@@ -28,35 +30,66 @@ def load(
     url: str,
     *,
     model: str = "",
-    rates: Annotated[tuple[Positive, ...], Parameter(consume_multiple=True, negative="")] = (1.0, 4.0, 16.0),
+    rates: Annotated[tuple[Rate, ...], Parameter(consume_multiple=True, negative="")] = (),
+    concurrency: Annotated[tuple[Count, ...], Parameter(consume_multiple=True, negative="")] = (),
+    trace: str = "",
     duration_s: Positive = 30,
+    warm_up_s: NotNegative = 0,
     arrivals: Literal["poisson", "constant"] = "poisson",
+    workload: str = "fixed",
     input_tokens: Count = 128,
+    prefix_tokens: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
     output_tokens: Count = 64,
+    adapters: str = "uniform",
+    slo_ttft_ms: NotNegative = 0,
+    slo_tpot_ms: NotNegative = 0,
+    slo_e2e_ms: NotNegative = 0,
+    processes: Count = 1,
     out: Path | None = None,
     key_env: str = "",
 ) -> None:
-    """Measure latency and throughput under an open-loop load.
+    """Measure latency and throughput under load.
 
-    Requests leave at their scheduled times whether or not earlier ones were answered, with random prompts of a fixed
-    length and answers of a fixed length. Works against any OpenAI-compatible server.
+    In an open loop (--rates, --trace) requests leave at their scheduled times whether or not earlier ones were
+    answered; in a closed one (--concurrency) a fixed number is in flight. Works against any OpenAI-compatible server.
 
     Parameters
     ----------
     url
         A server's URL, an endpoint.json, or a run directory with one.
     model
-        The name to send; several with commas between are drawn uniformly. Default: the first that the server lists.
+        The name to send; several with commas between are mixed. Default: the first that the server lists.
     rates
-        Requests per second, one load level each.
+        Requests per second, one load level each, or `sweep` to find the knee. Default: 1 4 16, where neither a trace
+        nor a concurrency is given.
+    concurrency
+        Requests in flight, one level each.
+    trace
+        JSONL of recorded arrivals (`timestamp` in ms), replayed instead of rates.
     duration_s
-        Seconds a level.
+        Seconds a level, after its warm-up.
+    warm_up_s
+        Seconds at the start of each level that count in no figure.
     arrivals
         Random (Poisson) or evenly spaced.
+    workload
+        fixed, shared-prefix, or a JSONL of {"prompt"} or {"messages"}.
     input_tokens
         Words a prompt; the report has the server's own token counts.
+    prefix_tokens
+        Words that all prompts of a shared-prefix workload begin with.
     output_tokens
         Tokens an answer.
+    adapters
+        How requests are spread over the models: uniform, zipf, or weights such as a=8,b=1.
+    slo_ttft_ms
+        Objective for goodput: time to first token.
+    slo_tpot_ms
+        Objective: time per output token.
+    slo_e2e_ms
+        Objective: end-to-end latency.
+    processes
+        Of the client, when one core is not enough.
     out
         Folder for report.json and report.html. Default: bench-<UTC time>.
     key_env
@@ -64,14 +97,52 @@ def load(
 
     """
     from tuneship.bench import tables  # noqa: PLC0415
-    from tuneship.bench.load.measure import LoadPlan, run_load  # noqa: PLC0415
+    from tuneship.bench.load.measure import LoadPlan, measure  # noqa: PLC0415
     from tuneship.bench.target import resolve  # noqa: PLC0415
 
     target = resolve(url, model, key_env)
     folder = _choose_folder(out)
-    levels = run_load(target, LoadPlan(rates, duration_s, arrivals, input_tokens, output_tokens))
-    _write(target, folder, load=levels)
-    tables.show_load(levels)
+    plan = LoadPlan(
+        _rates(rates, default=not (trace or concurrency)),
+        duration_s,
+        arrivals,
+        input_tokens,
+        output_tokens,
+        concurrency=concurrency,
+        trace=trace,
+        workload=workload,
+        prefix_tokens=prefix_tokens,
+        adapters=_mix(adapters),
+        warm_up_s=warm_up_s,
+        slo_ms={"ttft": slo_ttft_ms, "tpot": slo_tpot_ms, "e2e": slo_e2e_ms},
+        processes=processes,
+    )
+    measured = measure(target, plan)
+    _write(target, folder, load=measured.levels, knee=measured.knee)
+    tables.show_load(measured.levels)
+    if measured.knee:
+        say(f"knee: {measured.knee.rate:.3g}/s; beyond it {measured.knee.reason}")
+
+
+def _rates(given: Sequence[float | Literal["sweep"]], *, default: bool) -> tuple[float, ...] | Literal["sweep"]:
+    numbers = tuple(rate for rate in given if rate != "sweep")
+    if len(numbers) < len(given):
+        if len(given) > 1:
+            raise TuneshipError("--rates takes numbers or `sweep`, not both")
+        return "sweep"
+    return numbers or ((1.0, 4.0, 16.0) if default else ())
+
+
+def _mix(text: str) -> str | dict[str, float]:
+    if text in {"uniform", "zipf"}:
+        return text
+    try:
+        weights = {name: float(weight) for name, _, weight in (part.rpartition("=") for part in text.split(","))}
+    except ValueError:
+        weights = {}
+    if not weights or not all(name and weight > 0 for name, weight in weights.items()):
+        raise TuneshipError(f"--adapters {text!r} is no mix", hint="uniform, zipf, or weights such as a=8,b=1")
+    return weights
 
 
 def eval_(
@@ -289,7 +360,12 @@ def _choose_folder(out: Path | None) -> Path:
 
 
 def _write(
-    target: Target, folder: Path, *, load: list[LoadResult] | None = None, evals: list[EvalResult] | None = None
+    target: Target,
+    folder: Path,
+    *,
+    load: list[LoadResult] | None = None,
+    knee: Knee | None = None,
+    evals: list[EvalResult] | None = None,
 ) -> None:
     from tuneship.bench import testbed  # noqa: PLC0415
     from tuneship.bench.report.page import write_html  # noqa: PLC0415
@@ -301,6 +377,7 @@ def _write(
         testbed=testbed.describe(target),
         endpoint=target.as_record(),
         load=load or [],
+        knee=knee,
         eval=evals or [],
         provenance={"command": shlex.join(["tuneship", *sys.argv[1:]])},
     )

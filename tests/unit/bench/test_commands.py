@@ -80,3 +80,28 @@ def test_nothing_is_left_of_what_could_not_start(app, tmp_path, monkeypatch) -> 
     with pytest.raises(EndpointError, match="does not answer"):
         app("load http://127.0.0.1:9")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_load_of_every_kind(app, server, behaviour, tmp_path, capsys) -> None:
+    server.behaviours["other"] = behaviour()
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "hi"}\n')
+    (tmp_path / "trace.jsonl").write_text("".join(json.dumps({"timestamp": 100 * n}) + "\n" for n in range(9)))
+    app(
+        f"load {server.url} --model steady,other --trace {tmp_path}/trace.jsonl --concurrency 2 --duration-s 1 "
+        f"--warm-up-s 0.25 --workload {tmp_path}/rows.jsonl --adapters steady=1,other=3 --slo-ttft-ms 500 "
+        f"--output-tokens 3 --out {tmp_path}/out"
+    )
+    trace, closed = read_report(tmp_path / "out/report.json").load
+    assert (trace.arrivals, trace.requests, trace.goodput) == ("trace", 6, 1)  # three were the warm-up
+    # The times are those of the file: the last leaves 0.8 s after the first, whatever the mean rate.
+    assert trace.timeline[0][0] == pytest.approx(0.3, abs=0.05)
+    assert trace.timeline[-1][0] == pytest.approx(0.8, abs=0.05)
+    assert (closed.arrivals, closed.concurrency, closed.rate) == ("closed", 2, 0)
+    assert closed.window_s == (0.25, 1.25)
+    assert "2 in flight" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more", ["--rates 1 sweep", "--adapters steady", "--adapters other=1"])
+def test_a_load_that_makes_no_sense(app, server, tmp_path, more: str) -> None:
+    with pytest.raises(TuneshipError):
+        app(f"load {server.url} {more} --out {tmp_path}/out")
