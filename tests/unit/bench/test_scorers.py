@@ -93,8 +93,10 @@ def test_a_function_of_the_users_own(tmp_path) -> None:
     file.write_text("def half(answer, reference, row):\n    return row['weight'] * (answer == reference)\n")
     score = find_scorer(f"python:{file}:half")
     assert (score("a", "a", {"weight": 0.5}), score("b", "a", {"weight": 0.5})) == (0.5, 0)
-    with pytest.raises(ValueError, match=r"not in 0\.\.1"):
+    with pytest.raises(DataError, match=r"not in 0\.\.1"):
         score("a", "a", {"weight": 2})
+    with pytest.raises(DataError, match="half failed on 'a': KeyError"):
+        score("a", "a", {})
 
 
 @pytest.mark.parametrize(

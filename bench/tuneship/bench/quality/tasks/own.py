@@ -34,9 +34,12 @@ def load_own(name: str) -> Callable[[str, str, Mapping[str, Any]], float]:
         raise DataError(f"{path} has no function {function!r}")
 
     def score(answer: str, reference: str, extra: Mapping[str, Any]) -> float:
-        value = float(own(answer, reference, extra))
+        try:
+            value = float(own(answer, reference, extra))
+        except Exception as error:  # noqa: BLE001
+            raise DataError(f"{path}: {function} failed on {answer[:80]!r}: {type(error).__name__}: {error}") from None
         if not 0 <= value <= 1:
-            raise ValueError(f"{function} gave {value:g}, which is not in 0..1")
+            raise DataError(f"{path}: {function} gave {value:g}, which is not in 0..1")
         return value
 
     return score
