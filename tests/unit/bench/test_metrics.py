@@ -53,10 +53,10 @@ def test_definitions_are_those_of_sglangs_benchmark() -> None:
 
 @pytest.mark.parametrize(
     ("lag_ms", "ttft_ms", "valid"),
-    [(1.5, 10, True), (3, 10, False), (3, 100, True), (6, 100, False), (19, 5000, True), (25, 5000, False)],
+    [(1.5, 10, True), (3, 10, False), (3, 300, True), (6, 300, False), (19, 5000, True), (25, 5000, False)],
 )
 def test_the_lag_that_a_client_may_have(lag_ms: float, ttft_ms: float, valid: bool) -> None:
-    """5 % of the median TTFT, at least 2 ms and at most 20 ms; from dispatch or from the event loop."""
+    """A sixtieth of the median TTFT, at least 2 ms and at most 20 ms; from dispatch or from the event loop."""
     late_wakes = _summary(_record(0, [ttft_ms / 1e3], 9, 2), lag_s=(lag_ms / 1e3,) * 100)
     late_sends = _summary(_record(lag_ms / 1e3, [(ttft_ms + lag_ms) / 1e3], 9, 2, scheduled_s=0.0))
     for result in (late_wakes, late_sends):
@@ -92,7 +92,7 @@ def test_what_is_outside_the_window_counts_in_no_figure() -> None:
     assert result.duration_s == pytest.approx(29.2)
     assert result.requests_per_s == pytest.approx(30 / 29.2)
     assert [sent_s for sent_s, _, _ in result.timeline] == list(range(10, 40))
-    assert (result.client.processes, result.client.cpu_s, round(result.client.limit_ms, 6)) == (2, 1.5, 5)
+    assert (result.client.processes, result.client.cpu_s, result.client.limit_ms) == (2, 1.5, 2)
 
 
 def test_goodput_is_a_share_of_what_was_sent() -> None:

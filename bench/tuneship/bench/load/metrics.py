@@ -27,7 +27,9 @@ from tuneship.core.report import Arrivals, Block, ClientHealth, LoadResult, Perc
 
 _SAMPLES = 512
 _BLOCKS, _BLOCK_REQUESTS = 10, 5
-_LAG_SHARE = 0.05
+# A figure shall be right within 5 %. Lags at sending and at reading add up: the error of a p99 was seen to be up to three
+# times the lag's own p99 (bench/studies/truth.py at 1,000 streams).
+_LAG_SHARE = 0.05 / 3
 _LAG_LIMITS_MS = (2.0, 20.0)
 
 
@@ -158,7 +160,7 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 def client_health(recording: Recording, ttfts_ms: Sequence[float]) -> ClientHealth:
     """Whether the client's own lag is small beside what it measured.
 
-    The limit is 5 % of the median TTFT, at least 2 ms and at most 20 ms.
+    The limit is a sixtieth of the median TTFT, at least 2 ms and at most 20 ms.
     """
     dispatch_ms = [(record.sent_s - record.scheduled_s) * 1e3 for record in recording.records]
     loop_ms = [lag * 1e3 for lag in recording.loop_lag_s]
