@@ -8,7 +8,7 @@ mid-stream) and must be counted by kind and not measured.
 
 Not measured: the network between two machines, and the server's own lateness (its notes are the truth, late or not).
 One stream is a closed loop of one; more are all in flight together. It exits with 1 when a level is wrong and not
-called invalid. At 1,000 streams from one process the p99 TTFT was seen to be wrong by three times the lag p99, since lags
+called invalid. At 1,000 streams from one process the p99 TTFT was seen to be wrong by three times the lag p99: lags
 at sending and at reading add up; that is why the limit on the lag is a third of the 5 % that a figure may be wrong by.
 
     .venv/bin/python bench/studies/truth.py --out bench/baselines/truth-2-cores.json

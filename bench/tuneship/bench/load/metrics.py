@@ -27,7 +27,7 @@ from tuneship.core.report import Arrivals, Block, ClientHealth, LoadResult, Perc
 
 _SAMPLES = 512
 _BLOCKS, _BLOCK_REQUESTS = 10, 5
-# A figure shall be right within 5 %. Lags at sending and at reading add up: the error of a p99 was seen to be up to three
+# A figure shall be right within 5 %. Lags at sending and at reading add up: the error of a p99 was seen to be three
 # times the lag's own p99 (bench/studies/truth.py at 1,000 streams).
 _LAG_SHARE = 0.05 / 3
 _LAG_LIMITS_MS = (2.0, 20.0)
