@@ -201,9 +201,8 @@ class BenchEval(Section):
     """One quality task: a scorer over rows whose last message is the reference answer."""
 
     task: Annotated[str, Field(min_length=1)]
-    """A scorer, `python:FILE.py:function` (answer, reference, row -> 0..1), or `lm-eval:TASK`."""
+    """A scorer, or `python:FILE.py:function` (answer, reference, row -> 0..1)."""
     data: Annotated[str, Field(min_length=1)]
-    """The rows; for lm-eval, the folder with the task's YAML."""
     options: dict[str, str | int | float | bool] = {}
     """The scorer's own, such as {pattern = "..."}."""
     limit: Count = 200

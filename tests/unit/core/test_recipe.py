@@ -61,10 +61,15 @@ def test_a_value_whose_work_comes_later_is_refused_by_name(tmp_path: Path, key: 
     assert key.rpartition(".")[2] in error.message
 
 
-@pytest.mark.parametrize("task", ["exact", "rouge-l", "python:mine.py:score", "lm-eval:mmlu"])
+@pytest.mark.parametrize("task", ["exact", "rouge-l", "python:mine.py:score"])
 def test_tasks_that_a_recipe_may_name(task: str):
     content = tree() | {"bench": {"eval": [{"task": task, "data": "x"}]}}
     assert Recipe.model_validate(content).bench.eval[0].task == task
+
+
+def test_lm_eval_tasks_are_refused_by_name(tmp_path: Path):
+    content = tree() | {"bench": {"eval": [{"task": "lm-eval:mmlu", "data": "x"}]}}
+    assert "'lm-eval:mmlu' is not yet supported" in refused(tmp_path, content).message
 
 
 def test_a_task_that_is_no_scorer_is_refused_with_those_that_are(tmp_path: Path):
