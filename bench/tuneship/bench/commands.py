@@ -389,3 +389,29 @@ def _write(
 
 def _report_file(path: Path) -> Path:
     return path / "report.json" if path.is_dir() else path
+
+
+def history(*folders: Path, html: Path | None = None) -> None:
+    """List past reports, oldest first; reports that cannot be read are named and skipped.
+
+    Parameters
+    ----------
+    folders
+        Where to look for report.json files, however deep. Default: runs/ and bench-*/.
+    html
+        Also plot score, TTFT, TPOT and throughput over time into this file.
+
+    """
+    from tuneship.bench.report.history import collect, default_folders, show  # noqa: PLC0415
+    from tuneship.bench.report.page import write_history_html  # noqa: PLC0415
+
+    found = collect(folders or default_folders())
+    for reason in found.skipped:
+        say(f"skipped: {reason}")
+    if found.rows:
+        show(found.rows)
+    else:
+        say("no reports found")
+    if html:
+        write_history_html(found.rows, html)
+        say(f"history: {html}")
