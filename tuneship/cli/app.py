@@ -24,11 +24,13 @@ app.command("tuneship.train.commands:fetch", name="fetch", help="Bring a base mo
 app.command("tuneship.serve.commands:serve", name="serve", help="Serve a merged checkpoint, or adapters on one base.")
 
 bench = App(name="bench", help="Measure an OpenAI-compatible endpoint; compare two reports.")
-bench.command("tuneship.bench.commands:load", name="load", help="Latency and throughput under an open-loop load.")
+bench.command("tuneship.bench.commands:load", name="load", help="Latency and throughput under load; the knee.")
 bench.command("tuneship.bench.commands:eval_", name="eval", help="Score a task's rows.")
 bench.command("tuneship.bench.commands:nll", name="nll", help="How likely a model finds held-out answers.")
-bench.command("tuneship.bench.commands:compare", name="compare", help="Exit 1 when the candidate is slower or worse.")
-bench.command("tuneship.bench.commands:history", name="history", help="List and plot past reports.")
+bench.command(
+    "tuneship.bench.compare.commands:compare", name="compare", help="Exit 1 when the candidate is slower or worse."
+)
+bench.command("tuneship.bench.report.commands:history", name="history", help="List and plot past reports.")
 app.command(bench)
 
 

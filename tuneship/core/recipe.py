@@ -213,8 +213,10 @@ class BenchEval(Section):
 
     @model_validator(mode="after")
     def _known_task_and_real_samples(self) -> BenchEval:
-        if self.task not in SCORERS and not self.task.startswith(("python:", "lm-eval:")):
-            raise ValueError(f"task = {self.task!r} is none of: {', '.join(SCORERS)}, python:, lm-eval:")
+        if self.task.startswith("lm-eval:"):
+            raise ValueError(f"task = {self.task!r} is not yet supported")
+        if self.task not in SCORERS and not self.task.startswith("python:"):
+            raise ValueError(f"task = {self.task!r} is none of: {', '.join(SCORERS)}, python:FILE.py:function")
         if self.samples > 1 and not self.temperature:
             raise ValueError(f"samples = {self.samples} needs a temperature above 0")
         return self

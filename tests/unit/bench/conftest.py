@@ -32,6 +32,7 @@ class Behaviour:
 
 STEADY = Behaviour(ttft_s=0.04, itl_s=0.02)
 TRUTH = Behaviour(ttft_s=0.3, itl_s=0.02)
+TWICE_AS_SLOW = Behaviour(ttft_s=0.6, itl_s=0.04)
 
 
 @dataclass
@@ -139,7 +140,7 @@ async def _serve(server: StreamingServer, ready: threading.Event, stop: asyncio.
 
 
 def _serve_until_killed() -> None:
-    server = StreamingServer({"truth": TRUTH})
+    server = StreamingServer({"truth": TRUTH, "slow": TWICE_AS_SLOW})
     ready = threading.Event()
     threading.Thread(target=lambda: ready.wait() and print(server.url, flush=True), daemon=True).start()
     asyncio.run(_serve(server, ready, asyncio.Event()))
@@ -147,7 +148,7 @@ def _serve_until_killed() -> None:
 
 @pytest.fixture
 def separate_server() -> Iterator[str]:
-    """URL of such a server in a process of its own, with the model `truth`: its GIL is not the client's."""
+    """URL of such a server in a process of its own, with the models `truth` and `slow`: its GIL is not the client's."""
     process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().strip()

@@ -6,6 +6,7 @@ import cyclopts
 import pytest
 
 from tuneship.bench import commands
+from tuneship.bench.compare.commands import compare
 from tuneship.core.errors import EndpointError, TuneshipError
 from tuneship.core.report import read_report
 
@@ -15,7 +16,7 @@ def app():
     app = cyclopts.App(result_action="return_value")
     app.command(commands.load, name="load")
     app.command(commands.eval_, name="eval")
-    app.command(commands.compare, name="compare")
+    app.command(compare, name="compare")
     return lambda line: app(line, exit_on_error=False, print_error=False)
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuneship.bench.commands import compare as compare_verb
+from tuneship.bench.compare.commands import compare as compare_verb
 from tuneship.bench.compare.stored import Margins, compare
 from tuneship.core import report
 from tuneship.core.errors import EndpointError, ExitCode, RegressionFound

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
-from tuneship.bench.commands import compare as compare_verb
+from tuneship.bench.compare.commands import compare as compare_verb
 from tuneship.bench.compare.live import Pair, compare_pairs, log_ratios, measure_pairs
 from tuneship.bench.target import Target
-from tuneship.core.errors import ExitCode, TuneshipError
+from tuneship.core.errors import ExitCode, RegressionFound, TuneshipError
 from tuneship.core.report import ClientHealth
 
 A, B = Target("http://a", "", ("m",)), Target("http://b", "", ("m",))
@@ -53,7 +53,6 @@ def test_few_pairs_cannot_tell_and_say_how_many_can(make_level) -> None:
     ("changes", "reason"),
     [
         ({"errors": {"timeout": 1}}, "the candidate has errors"),
-        ({"client": ClientHealth(lag_p99_ms=50, valid=False)}, "the candidate's client was the bottleneck"),
         ({"ttft_ms": None, "tpot_ms": None, "e2e_ms": None, "output_tokens_per_s": 0}, "one side has no figure"),
     ],
 )
@@ -61,6 +60,25 @@ def test_doubtful_blocks_cannot_tell(make_level, changes: dict, reason: str) -> 
     pairs = _pairs(make_level, 2)
     pairs[3] = Pair(pairs[3].a, pairs[3].b.model_copy(update=changes))
     assert {(row.verdict, row.reason) for row in compare_pairs(pairs, 0.05)} == {("cannot tell", reason)}
+
+
+@pytest.mark.parametrize(("lagged", "verdict", "pairs"), [(3, "regressed", 9), (7, "cannot tell", 0)])
+def test_pairs_during_which_the_client_lagged_are_set_aside(make_level, lagged: int, verdict: str, pairs: int) -> None:
+    found = _pairs(make_level, 2)
+    lag = {"client": ClientHealth(lag_p99_ms=50, valid=False)}
+    found[:lagged] = [Pair(pair.a.model_copy(update=lag), pair.b) for pair in found[:lagged]]
+    rows = compare_pairs(found, 0.05)
+    assert {(row.verdict, row.pairs) for row in rows} == {(verdict, pairs)}
+    if verdict == "cannot tell":
+        assert {row.reason for row in rows} == {"the client was the bottleneck in 7 of 12 pairs"}
+
+
+def test_a_model_twice_as_slow_is_found(separate_server) -> None:
+    with pytest.raises(RegressionFound, match="TTFT p50 ms"):
+        compare_verb(
+            separate_server, separate_server, model="truth", candidate_model="slow",
+            pairs=8, rate=20, duration_s=0.5, output_tokens=4,
+        )  # fmt: skip
 
 
 def test_two_models_of_one_server_need_more_than_two_pairs(server, behaviour, tmp_path) -> None:

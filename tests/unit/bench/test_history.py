@@ -2,7 +2,7 @@
 
 import pytest
 
-from tuneship.bench.commands import history
+from tuneship.bench.report.commands import history
 from tuneship.bench.report.history import collect
 from tuneship.core.report import Knee, write_report
 

@@ -56,9 +56,16 @@ def measure_pairs(a: Target, b: Target, measure: Measure, pairs: int) -> list[Pa
 
 
 def compare_pairs(pairs: Sequence[Pair], margin: float, alpha: float = 0.05) -> list[Comparison]:
-    """Judge median TTFT, TPOT, E2E and throughput; `margin` is the share by which each may be worse."""
-    doubt = next((found for pair in pairs if (found := _doubt(pair))), "")
-    return judge([_evidence(metric, pairs, margin, alpha, doubt) for metric in _METRICS], alpha)
+    """Judge median TTFT, TPOT, E2E and throughput; `margin` is the share by which each may be worse.
+
+    A pair during which the client lagged says nothing about the servers and is set aside whole; when that is more than
+    half of them, or a request failed, nothing can be told.
+    """
+    kept = [pair for pair in pairs if pair.a.client.valid and pair.b.client.valid]
+    doubt = next((found for pair in pairs if (found := _failed(pair))), "")
+    if not doubt and len(kept) * 2 < len(pairs):
+        doubt = f"the client was the bottleneck in {len(pairs) - len(kept)} of {len(pairs)} pairs"
+    return judge([_evidence(metric, kept, margin, alpha, doubt) for metric in _METRICS], alpha)
 
 
 def log_ratios(metric: str, pairs: Sequence[Pair]) -> list[float]:
@@ -96,10 +103,6 @@ def _log_ratios(metric: _Metric, pairs: Sequence[Pair]) -> list[float]:
     return [metric.sign * math.log((b or 1) / (a or 1)) for a, b in values]
 
 
-def _doubt(pair: Pair) -> str:
-    for side, name in ((pair.a, "baseline"), (pair.b, "candidate")):
-        if side.errors:
-            return f"the {name} has errors"
-        if not side.client.valid:
-            return f"the {name}'s client was the bottleneck"
-    return ""
+def _failed(pair: Pair) -> str:
+    sides = ((pair.a, "baseline"), (pair.b, "candidate"))
+    return next((f"the {name} has errors" for side, name in sides if side.errors), "")
