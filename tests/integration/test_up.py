@@ -144,6 +144,30 @@ def test_a_second_up_measures_nothing_again(served):
     assert re.search(r"trained +8 rows, \d+ tokens with loss, on ", again.stdout)
 
 
+def test_the_gate_of_the_recipe_cannot_tell_from_so_few_requests(served):
+    run, process, _ = served
+    process.wait(timeout=60)
+    gated = subprocess.run(
+        [sys.executable, "-m", "tuneship", "up", "adder.toml", "--bench.gate.baseline", str(run.report)],
+        cwd=run.path.parents[1], capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert gated.returncode == 3, gated.stderr
+    assert "bench: unchanged" in gated.stderr
+    assert "cannot tell" in gated.stdout
+
+
+def test_a_gate_without_its_baseline_is_refused_before_anything_runs(served):
+    run, process, _ = served
+    process.wait(timeout=60)
+    refused = subprocess.run(
+        [sys.executable, "-m", "tuneship", "up", "adder.toml", "--bench.gate.baseline", "gone.json"],
+        cwd=run.path.parents[1], capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert "no report at" in refused.stderr
+    assert "train: unchanged" not in refused.stderr
+
+
 def test_from_runs_a_stage_again_although_nothing_changed(served):
     run, process, _ = served
     process.wait(timeout=60)

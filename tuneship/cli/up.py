@@ -64,6 +64,8 @@ def up(
 
     """
     resolved = recipe_file.load(recipe, dotted.parse(overrides))
+    if resolved.bench.gate.baseline:
+        read_report(Path(resolved.bench.gate.baseline))  # before hours of training
     if dry_run:
         out.print(recipe_file.dump(resolved), markup=False, highlight=False, soft_wrap=True)
         _print_plan(resolved)
@@ -164,9 +166,19 @@ def _go(work: Pipeline, until: Until, *, keep_serving: bool) -> None:
 
 
 def _close(work: Pipeline, target: Target, adapter: Artifact) -> None:
-    """What a run ends with: what was measured, where everything lies, how to talk to it."""
+    """What a run ends with: what was measured, where everything lies, how to talk to it, and the recipe's gate."""
     summary.show(read_report(work.run.report), work.run.path)
     closing.show(work.run, target, adapter)
+    gate = work.recipe.bench.gate
+    if gate.baseline:
+        from tuneship.bench.compare.commands import compare  # noqa: PLC0415 - loads numpy
+
+        compare(
+            gate.baseline,
+            str(work.run.report),
+            latency_margin=gate.latency_margin,
+            quality_margin=gate.quality_margin,
+        )
 
 
 def _print_plan(recipe: Recipe) -> None:

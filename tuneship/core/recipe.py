@@ -229,8 +229,6 @@ class BenchGate(Section):
     """The report.json to be no worse than; empty: nothing is gated."""
     latency_margin: Share = 0.05
     quality_margin: Share = 0.02
-    nll_margin: Annotated[float, Field(gt=0)] = 0.02
-    """Nats per token."""
     alpha: Share = 0.05
 
 
