@@ -57,7 +57,10 @@ def _unwind(_signal: int, _frame: FrameType | None) -> None:
 _EXTRAS = {
     "train": {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "safetensors"},
     "serve": {"sglang", "starlette", "uvicorn"},
-    "bench": {"aiohttp", "openai", "altair", "jinja2", "numpy", "uvloop"},
+    "bench": {
+        *("aiohttp", "openai", "altair", "jinja2", "numpy", "uvloop", "vl_convert"),
+        *("msgspec", "jsonschema", "rouge_score", "prometheus_client", "scipy"),
+    },
 }
 
 

@@ -264,7 +264,6 @@ def _write(
     evals: list[EvalResult] | None = None,
 ) -> None:
     from tuneship.bench import testbed  # noqa: PLC0415
-    from tuneship.bench.report.page import write_html  # noqa: PLC0415
     from tuneship.bench.stages import now  # noqa: PLC0415
 
     report = Report(
@@ -279,5 +278,7 @@ def _write(
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_report(report, folder / "report.json")
+    from tuneship.bench.report.page import write_html  # noqa: PLC0415 - after what was measured is safe on disk
+
     write_html(report, folder / "report.html")
     say(f"report: {folder / 'report.html'}")

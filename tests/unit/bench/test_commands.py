@@ -1,6 +1,7 @@
 """The verbs as the command line runs them: arguments as text, tables to stdout, talk to stderr, files in a folder."""
 
 import json
+import sys
 
 import cyclopts
 import pytest
@@ -106,3 +107,12 @@ def test_load_of_every_kind(app, server, behaviour, tmp_path, capsys) -> None:
 def test_a_load_that_makes_no_sense(app, server, tmp_path, more: str) -> None:
     with pytest.raises(TuneshipError):
         app(f"load {server.url} {more} --out {tmp_path}/out")
+
+
+def test_what_was_measured_is_on_disk_although_the_page_cannot_be_drawn(server, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)  # as where the library is not installed
+    monkeypatch.delitem(sys.modules, "tuneship.bench.report.page", raising=False)
+    with pytest.raises(ModuleNotFoundError):
+        commands.load(server.url, rates=(4,), duration_s=1, output_tokens=2, out=tmp_path / "out")
+    assert read_report(tmp_path / "out" / "report.json").load[0].completed > 0
+    assert not (tmp_path / "out" / "report.html").exists()

@@ -22,7 +22,7 @@ def test_counters_are_deltas_gauges_the_last_and_histograms_a_mean() -> None:
     before = parse(_PAGE.format(tokens=100, running=5, total=10, count=10))
     after = parse(_PAGE.format(tokens=160, running=2, total=16, count=13))
     assert change(before, after) == {
-        "sglang:generation_tokens": 60,
+        "sglang:generation_tokens_total": 60,
         "sglang:num_running_reqs": 2,
         "sglang:queue_time_seconds": 2,
     }

@@ -53,7 +53,7 @@ def parse(page: str) -> Scrape:
                 sums[f"{family.type} {sample.name.removeprefix(family.name)}"][family.name] += sample.value
     totals, counts = sums["histogram _sum"], sums["histogram _count"]
     return Scrape(
-        dict(sums["counter _total"]),
+        {f"{name}_total": value for name, value in sums["counter _total"].items()},  # the parser takes it off
         dict(sums["gauge "]),
         {name: (totals[name], count) for name, count in counts.items()},
     )
