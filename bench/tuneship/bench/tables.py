@@ -6,8 +6,10 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from tuneship.bench.compare.outputs import COLUMNS, cells
 from tuneship.core.report import Comparison, EvalResult, LoadResult, Percentiles
 
 _PIPE_WIDTH = 140
@@ -38,12 +40,10 @@ def show_evals(results: Sequence[EvalResult]) -> None:
 
 def show_comparison(rows: Sequence[Comparison]) -> None:
     """One line a metric."""
-    table = _table("metric", "baseline", "candidate", "ratio", "verdict")
+    table = _table(*COLUMNS)
     styles = {"regressed": "red", "cannot tell": "yellow"}
     for row in rows:
-        verdict = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
-        figures = (_number(row.a), _number(row.b), _number(row.ratio))
-        table.add_row(row.metric, *figures, verdict, style=styles.get(row.verdict))
+        table.add_row(*(escape(cell) for cell in cells(row)), style=styles.get(row.verdict))
     _print(table)
 
 
@@ -60,10 +60,6 @@ def _table(*columns: str) -> Table:
 
 def _pair(latency: Percentiles | None) -> str:
     return f"{latency.p50:.1f} / {latency.p99:.1f}" if latency else "-"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _print(table: Table) -> None:

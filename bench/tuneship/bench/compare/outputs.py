@@ -9,6 +9,8 @@ from xml.etree import ElementTree as ET
 from tuneship.core.files import write_atomic
 from tuneship.core.report import Comparison
 
+COLUMNS = ("metric", "baseline", "candidate", "worse by", "interval", "detectable", "verdict")
+
 
 def write_junit(rows: Sequence[Comparison], path: Path) -> None:
     """One test case a metric: `regressed` is a failure, `cannot tell` is an error, so that it never looks passed."""
@@ -25,16 +27,19 @@ def write_junit(rows: Sequence[Comparison], path: Path) -> None:
 def write_markdown(rows: Sequence[Comparison], path: Path) -> None:
     """One line a metric."""
     lines = [
-        "| metric | baseline | candidate | worse by | interval | detectable | verdict |",
-        "|---|---|---|---|---|---|---|",
-        *("| " + " | ".join(cell.replace("|", "\\|") for cell in _cells(row)) + " |" for row in rows),
+        "| " + " | ".join(COLUMNS) + " |",
+        "|---" * len(COLUMNS) + "|",
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in cells(row)) + " |" for row in rows),
     ]
     write_atomic(path, "\n".join(lines) + "\n")
 
 
-def _cells(row: Comparison) -> tuple[str, ...]:
+def cells(row: Comparison) -> tuple[str, ...]:
+    """What `COLUMNS` names; two stored reports have no interval, so how much worse is their plain ratio."""
     interval = f"{_effect(row, row.ci[0])} .. {_effect(row, row.ci[1])}" if row.ci else "-"
-    known = (_effect(row, row.worse_by), interval, _effect(row, row.detectable))
+    plain = f"x {row.ratio:.3f}" if row.ratio is not None else "-"
+    worse_by = plain if row.worse_by is None else _effect(row, row.worse_by)
+    known = (worse_by, interval, _effect(row, row.detectable))
     return (row.metric, _number(row.a), _number(row.b), *known, _sentence(row))
 
 
