@@ -35,7 +35,9 @@ test: test-unit test-integration test-gpu ## all tests that this machine can run
 
 test-unit: $(STAMP)
 	@echo "== unit tests"
-	$(BIN)/python -m pytest tests/unit -n $(UNIT_WORKERS)
+	$(BIN)/python -m pytest tests/unit -n $(UNIT_WORKERS) -m "not timing"
+	@echo "== unit tests that measure time, one after the other"
+	$(BIN)/python -m pytest tests/unit -m timing
 
 test-integration: $(STAMP)
 	@echo "== integration tests: a real model and a real SGLang, one after the other"

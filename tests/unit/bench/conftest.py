@@ -26,6 +26,8 @@ class Behaviour:
     ttft_s: float = 0.0
     itl_s: float = 0.0
     fault: str = ""
+    slots: int = 0
+    """How many it answers at once, the others wait; 0 is all of them."""
     reply: Reply = lambda _body: "ok"
     """What a request that is not streamed is answered."""
 
@@ -33,6 +35,7 @@ class Behaviour:
 STEADY = Behaviour(ttft_s=0.04, itl_s=0.02)
 TRUTH = Behaviour(ttft_s=0.3, itl_s=0.02)
 TWICE_AS_SLOW = Behaviour(ttft_s=0.6, itl_s=0.04)
+TWENTY_A_SECOND = Behaviour(ttft_s=0.3, slots=6)
 
 
 @dataclass
@@ -45,6 +48,7 @@ class StreamingServer:
     in_flight: int = 0
     most_in_flight: int = 0
     url: str = ""
+    _gates: dict[str, asyncio.Semaphore] = field(default_factory=dict)
 
     async def models(self, request: web.Request) -> web.Response:
         if "secret" in self.behaviours and request.headers.get("Authorization") != "Bearer sesame":
@@ -60,7 +64,11 @@ class StreamingServer:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            return await self._answer(request, body, self.behaviours[body["model"]], started)
+            how = self.behaviours[body["model"]]
+            if not how.slots:
+                return await self._answer(request, body, how, started)
+            async with self._gates.setdefault(body["model"], asyncio.Semaphore(how.slots)):
+                return await self._answer(request, body, how, time.perf_counter())
         finally:
             self.in_flight -= 1
 
@@ -140,7 +148,7 @@ async def _serve(server: StreamingServer, ready: threading.Event, stop: asyncio.
 
 
 def _serve_until_killed() -> None:
-    server = StreamingServer({"truth": TRUTH, "slow": TWICE_AS_SLOW})
+    server = StreamingServer({"truth": TRUTH, "slow": TWICE_AS_SLOW, "limited": TWENTY_A_SECOND})
     ready = threading.Event()
     threading.Thread(target=lambda: ready.wait() and print(server.url, flush=True), daemon=True).start()
     asyncio.run(_serve(server, ready, asyncio.Event()))
@@ -148,7 +156,7 @@ def _serve_until_killed() -> None:
 
 @pytest.fixture
 def separate_server() -> Iterator[str]:
-    """URL of such a server in a process of its own, with the models `truth` and `slow`: its GIL is not the client's."""
+    """URL of such a server in a process of its own, with models of its own: its GIL is not the client's."""
     process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
     try:
         yield process.stdout.readline().strip()

@@ -73,6 +73,7 @@ def test_pairs_during_which_the_client_lagged_are_set_aside(make_level, lagged: 
         assert {row.reason for row in rows} == {"the client was the bottleneck in 7 of 12 pairs"}
 
 
+@pytest.mark.timing
 def test_a_model_twice_as_slow_is_found(separate_server) -> None:
     with pytest.raises(RegressionFound, match="TTFT p50 ms"):
         compare_verb(

@@ -33,6 +33,7 @@ def _at_once(model: str, count: int = 1, tokens: int = 5) -> list[Request]:
     return [Request(0.0, model, _MESSAGES, tokens)] * count
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("streams", [1, 32])
 def test_measures_the_schedule_of_the_server(separate_server, streams: int) -> None:
     async def go() -> Recording:
@@ -50,6 +51,7 @@ def test_measures_the_schedule_of_the_server(separate_server, streams: int) -> N
     assert result.output_tokens_per_s == pytest.approx(50 * streams / result.duration_s)
 
 
+@pytest.mark.timing
 def test_sends_on_schedule_while_nothing_is_answered(server, behaviour) -> None:
     server.behaviours["slow"] = behaviour(ttft_s=1.5)
     requests = [Request(index * 0.05, "slow", _MESSAGES, 1) for index in range(20)]
@@ -160,6 +162,7 @@ def test_what_is_due_after_the_stop_is_not_sent(server) -> None:
     assert len(recording.records) == len(server.bodies) == 4
 
 
+@pytest.mark.timing
 def test_several_processes_send_one_schedule(server) -> None:
     seen: list[list[bool]] = []
     requests = [Request(index * 0.05, "steady", _MESSAGES, 3) for index in range(30)]

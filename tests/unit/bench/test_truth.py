@@ -16,6 +16,7 @@ def truth():
     return module
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("streams", [1, 64, 256])
 def test_figures_are_right_or_called_invalid(truth, streams: int) -> None:
     with truth.running_server() as url:
