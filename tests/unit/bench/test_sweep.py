@@ -50,7 +50,7 @@ def test_what_gives_way(make_level, changes, reason: str) -> None:
 
 @pytest.mark.timing
 def test_a_real_server_with_a_limit(separate_server) -> None:
-    """Six at once, 0.3 s each: 20/s. Sustained means 0.9 of what is offered, so 22.2/s; 3 s a level blur that by 5 %."""
+    """Six at once, 0.3 s each: 20/s. Sustained means 0.9 of what is offered, so 22.2/s; 3 s a level blur it by 5 %."""
     plan = LoadPlan("sweep", 3, "constant", 4, 1)
     levels, knee = measure(resolve(separate_server, "limited"), plan)
     assert [level.rate for level in levels] == sorted(level.rate for level in levels)
