@@ -116,3 +116,13 @@ def test_exit_codes(make_report, make_level, tmp_path, capsys) -> None:
     assert "cannot tell" in out.err
     with pytest.raises(EndpointError, match="no report at"):
         compare_verb(str(tmp_path), str(tmp_path / "missing.json"))
+
+
+def test_closed_loops_are_told_apart_by_what_is_in_flight(make_report, make_level) -> None:
+    levels = [make_level(0, arrivals="closed", concurrency=count, slower=count) for count in (1, 4)]
+    report = make_report(load=levels, eval=[])
+    rows = compare(report, report, Margins())
+    assert {row.ratio for row in rows} == {1}
+    assert [row.metric for row in rows if "TTFT" in row.metric] == [
+        *("closed 1 in flight TTFT p50 ms", "closed 4 in flight TTFT p50 ms"),
+    ]

@@ -67,7 +67,7 @@ def _compare_load(baseline: Report, candidate: Report, margins: Margins) -> Iter
         b = _same_level(a, baseline.load, candidate.load)
         doubt = _doubt(a, b)
         for metric in _LOAD_METRICS:
-            yield _by_ratio(f"{a.arrivals} {a.rate:g}/s {metric.name}", metric, a, b, margins.latency, doubt)
+            yield _by_ratio(f"{a.arrivals} {a.offered} {metric.name}", metric, a, b, margins.latency, doubt)
 
 
 def _compare_evals(baseline: Report, candidate: Report, margins: Margins) -> Iterator[Comparison]:
@@ -85,8 +85,8 @@ def _same_level(a: LoadResult, among: Sequence[LoadResult], others: Sequence[Loa
     return there[0] if there else None
 
 
-def _load_key(level: LoadResult) -> tuple[str, str, float]:
-    return level.workload, level.arrivals, level.rate
+def _load_key(level: LoadResult) -> tuple[str, str, float, int]:
+    return level.workload, level.arrivals, level.rate, level.concurrency
 
 
 def _eval_key(result: EvalResult) -> tuple[str, str, str]:
