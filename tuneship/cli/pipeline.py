@@ -18,12 +18,13 @@ from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_text
 from tuneship.core.identity import data_sha256, input_id
 from tuneship.core.model_source import ModelSource
+from tuneship.core.parity import REFERENCE_FILE, rows_sha256
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.rundir import RunDir
 from tuneship.core.stage import Job, StageProcess, run_job
 
-_VERSION = {"train": 1, "merge": 1, "baseline": 1, "bench": 1}
+_VERSION = {"train": 1, "merge": 1, "baseline": 2, "bench": 2}
 """Raised when a stage would make something else of the same inputs."""
 
 
@@ -83,27 +84,28 @@ class Pipeline:
         path = self._step("merge", identity, "tuneship.train", {"adapter": str(adapter.path)})
         return artifacts.open_artifact(path, kind="merged")
 
-    def needs_baseline(self, base: Base) -> bool:
-        """Whether the untuned base still has to be evaluated."""
-        return bool(self.recipe.bench.eval) and self.run.output("baseline", self._baseline_id(base)) is None
+    def needs_baseline(self, base: Base, served: Artifact) -> bool:
+        """Whether the untuned base still has to be measured."""
+        identity = self._baseline_id(base, served)
+        return self._has_quality(served) and self.run.output("baseline", identity) is None
 
-    def baseline(self, base: Base, model: str) -> Path | None:
-        """How the untuned base, served as `model`, does on the recipe's tasks; None when it has none."""
-        if not self.recipe.bench.eval:
+    def baseline(self, base: Base, model: str, served: Artifact) -> Path | None:
+        """How the untuned base, served as `model`, does on the recipe's tasks and held-out rows; None without any."""
+        if not self._has_quality(served):
             return None
-        return self._step("baseline", self._baseline_id(base), "tuneship.bench", self._bench_inputs(model))
+        inputs = self._bench_inputs(model, served)
+        return self._step("baseline", self._baseline_id(base, served), "tuneship.bench", inputs)
 
     def bench_is_done(self, base: Base, served: Artifact) -> bool:
         """Whether the report is of exactly this artifact and this base."""
-        return self.run.output("bench", self._bench_id("bench", base, served.manifest.content_id)) is not None
+        return self.run.output("bench", self._tuned_id(base, served)) is not None
 
     def bench(self, base: Base, served: Artifact, baseline: Path | None) -> Path:
         """Load and quality of the running server; the run's report."""
-        inputs = {"artifact": str(served.path), "train_attempt": str(self._attempt_of("train"))}
+        inputs = self._bench_inputs(served.manifest.name, served) | {"train_attempt": str(self._attempt_of("train"))}
         if baseline:
             inputs["baseline"] = str(baseline)
-        identity = self._bench_id("bench", base, served.manifest.content_id)
-        return self._step("bench", identity, "tuneship.bench", {**self._bench_inputs(served.manifest.name), **inputs})
+        return self._step("bench", self._tuned_id(base, served), "tuneship.bench", inputs)
 
     @contextmanager
     def serve(self, target: Target, port: int | None = None) -> Iterator[StageProcess]:
@@ -120,11 +122,18 @@ class Pipeline:
             server.wait_for(self.run.endpoint)
             yield server
 
-    def _bench_inputs(self, model: str) -> dict[str, str]:
-        return {"endpoint": str(self.run.endpoint), "model": model}
+    def _has_quality(self, served: Artifact) -> bool:
+        return bool(self.recipe.bench.eval) or (served.evidence / REFERENCE_FILE).is_file()
 
-    def _baseline_id(self, base: Base) -> str:
-        return self._bench_id("baseline", base)
+    def _bench_inputs(self, model: str, served: Artifact) -> dict[str, str]:
+        return {"endpoint": str(self.run.endpoint), "model": model, "artifact": str(served.path)}
+
+    def _baseline_id(self, base: Base, served: Artifact) -> str:
+        # The rows, not the artifact: what the base says to them does not change when it is trained again.
+        return self._bench_id("baseline", base, rows_sha256(served.evidence))
+
+    def _tuned_id(self, base: Base, served: Artifact) -> str:
+        return self._bench_id("bench", base, served.manifest.content_id)
 
     def _bench_id(self, stage: str, base: Base, *contents: str) -> str:
         tasks = [data_sha256(task.data) for task in self.recipe.bench.eval]

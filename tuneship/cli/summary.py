@@ -30,6 +30,12 @@ def show(report: Report, folder: Path) -> None:
         for result in report.eval:
             table.add_row(result.task, result.role, str(result.items), f"{result.score:.3f} ± {result.stderr:.3f}")
         out.print(table)
+    if report.nll:
+        table = _table("held-out text", "model", "tokens", "NLL", "perplexity")
+        for nll in report.nll:
+            nats = f"{nll.nll:.4f} ± {nll.stderr:.4f}"
+            table.add_row(Path(nll.data).name, nll.role, f"{nll.tokens:,}", nats, f"{nll.perplexity:.4g}")
+        out.print(table)
     if report.load:
         goodput = any(level.goodput is not None for level in report.load)
         columns = ["offered", "completed", "TTFT p50 / p99 ms", "TPOT p50 / p99 ms", "output tok/s"]

@@ -153,11 +153,11 @@ def _go(work: Pipeline, until: Until, *, keep_serving: bool) -> None:
         say("bench: unchanged")
         _close(work, target, adapter)
         return
-    if merged_mode and work.needs_baseline(base):
+    if merged_mode and work.needs_baseline(base, served):
         with work.serve(Target(source.path, source.name), port=0):
-            work.baseline(base, source.name)
+            work.baseline(base, source.name, served)
     with work.serve(target) as server:
-        baseline = work.baseline(base, source.name)
+        baseline = work.baseline(base, source.name, served)
         work.bench(base, served, baseline)
         _close(work, target, adapter)
         if keep_serving:
@@ -178,6 +178,7 @@ def _close(work: Pipeline, target: Target, adapter: Artifact) -> None:
             str(work.run.report),
             latency_margin=gate.latency_margin,
             quality_margin=gate.quality_margin,
+            alpha=gate.alpha,
         )
 
 

@@ -6,13 +6,14 @@ The measuring itself is `tuneship.train.parity`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tuneship.core.errors import ArtifactError
-from tuneship.core.files import write_atomic
+from tuneship.core.files import sha256_text, write_atomic
 
 SCHEMA = 1
 REFERENCE_FILE = "reference.jsonl"
@@ -82,3 +83,15 @@ def read_reference(folder: Path) -> Iterator[ReferenceRow]:
                 yield ReferenceRow.model_validate_json(line)
             except ValidationError:
                 raise ArtifactError(f"{path}:{number} is not a reference row", hint="train again") from None
+
+
+def rows_sha256(folder: Path) -> str:
+    """Hex SHA-256 over which tokens `reference.jsonl` asks about, whatever any model said; empty without that file.
+
+    Raises:
+        ArtifactError: as `read_reference`.
+
+    """
+    if not (folder / REFERENCE_FILE).is_file():
+        return ""
+    return sha256_text(json.dumps([[row.input_ids, row.loss_mask] for row in read_reference(folder)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -161,6 +162,11 @@ class NllResult(_Record):
     stderr: float
     """Over rows as clusters: tokens of one row are not independent."""
     items_file: str
+
+    @property
+    def perplexity(self) -> float:
+        """Of the answers' tokens: exp(nll)."""
+        return math.exp(self.nll) if self.nll < 700 else math.inf
 
 
 class Comparison(_Record):

@@ -1,4 +1,8 @@
-"""`tuneship bench load | eval | compare`: the verbs. Heavy libraries are imported when a verb runs."""
+"""The verbs that measure: `tuneship bench load` (how fast), `eval` (how good), `nll` (how likely held-out answers are).
+
+`bench compare` is in `compare/commands.py`, `bench history` in `report/commands.py`. Heavy libraries are imported when
+a verb runs.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from cyclopts.validators import Number
 from tuneship.bench.parameters import Count, NotNegative, Positive, Rate
 from tuneship.core.errors import DataError, TuneshipError
 from tuneship.core.progress import say
-from tuneship.core.report import EvalResult, Knee, LoadResult, Report, write_report
+from tuneship.core.report import EvalResult, Knee, LoadResult, NllResult, Report, write_report
 
 if TYPE_CHECKING:
     from tuneship.bench.target import Target
@@ -232,20 +236,20 @@ def nll(
     limit
         Rows at most, from the first on.
     out
-        Folder for nll.json and the figures by row. Default: bench-<UTC time>.
+        Folder for report.json, report.html and the figures by row. Default: bench-<UTC time>.
     key_env
         Environment variable that holds the API key.
 
     """
+    from tuneship.bench import tables  # noqa: PLC0415
     from tuneship.bench.quality.nll import measure_nll  # noqa: PLC0415
     from tuneship.bench.target import resolve  # noqa: PLC0415
-    from tuneship.core.files import write_atomic  # noqa: PLC0415
 
     target = resolve(url, model, key_env)
     folder = _choose_folder(out)
     result = measure_nll(target, str(Path(data).resolve()), folder, limit)
-    write_atomic(folder / "nll.json", result.model_dump_json(indent=1))
-    print(f"{result.nll:.4f} +- {result.stderr:.4f} nats/token over {result.tokens} tokens of {result.rows} rows")
+    _write(target, folder, nlls=[result])
+    tables.show_nll([result])
 
 
 def _choose_folder(out: Path | None) -> Path:
@@ -262,6 +266,7 @@ def _write(
     load: list[LoadResult] | None = None,
     knee: Knee | None = None,
     evals: list[EvalResult] | None = None,
+    nlls: list[NllResult] | None = None,
 ) -> None:
     from tuneship.bench import testbed  # noqa: PLC0415
     from tuneship.bench.stages import now  # noqa: PLC0415
@@ -274,6 +279,7 @@ def _write(
         load=load or [],
         knee=knee,
         eval=evals or [],
+        nll=nlls or [],
         provenance={"command": shlex.join(["tuneship", *sys.argv[1:]])},
     )
     folder.mkdir(parents=True, exist_ok=True)

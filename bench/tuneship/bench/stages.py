@@ -1,7 +1,12 @@
 """The two measuring stages of `tuneship up`: the base before anything else changes, the tuned model at the end.
 
-inputs: `endpoint` (an `endpoint.json`) and `model` (the name to send) for both; for `bench` also, where there is one,
-`train_attempt` (its metrics.jsonl), `artifact` (its newest parity evidence) and `baseline` (what `baseline` wrote).
+inputs: `endpoint` (an `endpoint.json`), `model` (the name to send) and, where there is one, `artifact` (what was
+trained, with its evidence) for both; for `bench` also `train_attempt` (its metrics.jsonl) and `baseline` (what `baseline` wrote).
+
+Did held-out likelihood get better? Both stages score the rows of the artifact's `evidence/reference.jsonl`, not
+`data.heldout` as chats: these are the token ids that training cut and parity was measured on, whatever format the data
+has and whichever turns carry loss, end of turn included. So base and tuned are asked about the same tokens even if
+their servers would render a chat differently, and the figures stand beside parity's.
 """
 
 from __future__ import annotations
@@ -9,34 +14,41 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
 from tuneship.bench import testbed
 from tuneship.bench.load.measure import LoadPlan, measure
 from tuneship.bench.quality.evaluate import Role, Task, evaluate
+from tuneship.bench.quality.nll import CannotScore, measure_nll
 from tuneship.bench.target import Target, resolve
 from tuneship.core import recipe_file
 from tuneship.core.artifact import Artifact, open_artifact
-from tuneship.core.parity import Parity
+from tuneship.core.parity import REFERENCE_FILE, Parity
+from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
-from tuneship.core.report import EvalResult, LossPoint, Report, read_report, write_report
+from tuneship.core.report import EvalResult, LossPoint, NllResult, Report, read_report, write_report
 from tuneship.core.stage import Job
 
 BASELINE_FILE = "eval.json"
 
+_Measured = TypeVar("_Measured", EvalResult, NllResult)
+
 
 def baseline(job: Job) -> Path:
-    """Score the base on the recipe's tasks; the result is a report with nothing but evals."""
+    """Score the base on the recipe's tasks and held-out rows; the result is a report with nothing else."""
     target = _target(job)
     report = Report(
         name=job.recipe.name,
         created_at=now(),
         testbed=testbed.describe(target),
         eval=_evaluate(target, job, "base"),
+        nll=_measure_nll(target, job, _artifact(job), "base"),
     )
     output = job.attempt / BASELINE_FILE
     write_report(report, output)
@@ -48,9 +60,11 @@ def bench(job: Job) -> Path:
     from tuneship.bench.report.page import write_html  # noqa: PLC0415 - 2 s of altair that `baseline` need not wait for
 
     target = _target(job)
+    artifact = _artifact(job)
     tuned = _evaluate(target, job, "tuned")
+    likelihood = _measure_nll(target, job, artifact, "tuned")
     load = measure(target, _load_plan(job.recipe))
-    artifact = open_artifact(Path(job.inputs["artifact"]), verify=False) if "artifact" in job.inputs else None
+    base_evals, base_nlls = _read_baseline(job)
     report = Report(
         name=job.recipe.name,
         created_at=now(),
@@ -59,7 +73,8 @@ def bench(job: Job) -> Path:
         training=read_training(Path(job.inputs["train_attempt"])) if "train_attempt" in job.inputs else [],
         load=load.levels,
         knee=load.knee,
-        eval=[*_read_baseline(job), *_moved(tuned, job.attempt, job.run_path)],
+        eval=[*base_evals, *_moved(tuned, job.attempt, job.run_path)],
+        nll=[*base_nlls, *_moved(likelihood, job.attempt, job.run_path)],
         parity=newest_parity(artifact.evidence) if artifact else None,
         provenance=_provenance(job, artifact),
     )
@@ -94,6 +109,10 @@ def newest_parity(evidence: Path) -> Parity | None:
     return Parity.model_validate_json(files[-1].read_text(encoding="utf-8")) if files else None
 
 
+def _artifact(job: Job) -> Artifact | None:
+    return open_artifact(Path(job.inputs["artifact"]), verify=False) if "artifact" in job.inputs else None
+
+
 def _target(job: Job) -> Target:
     return resolve(job.inputs["endpoint"], job.inputs["model"])
 
@@ -105,6 +124,21 @@ def _evaluate(target: Target, job: Job, role: Role) -> list[EvalResult]:
         for t in job.recipe.bench.eval
     ]
     return [evaluate(target, task, job.attempt, role) for task in tasks]
+
+
+def _measure_nll(target: Target, job: Job, artifact: Artifact | None, role: Role) -> list[NllResult]:
+    """Of all rows of the artifact's reference; none, saying so, where there are no rows or the server cannot score."""
+    reference = artifact.evidence / REFERENCE_FILE if artifact else None
+    if reference is None or not reference.is_file():
+        say("no held-out rows: their likelihood is not measured")
+        return []
+    try:
+        found = measure_nll(target, str(reference), job.attempt, limit=sys.maxsize, role=role)
+    except CannotScore as error:
+        say(f"held-out likelihood is not measured: {error.message}")
+        return []
+    # To a reader they are rows of the held-out file; the evidence's own name tells nothing.
+    return [found.model_copy(update={"data": job.recipe.data.heldout or found.data})]
 
 
 def _load_plan(recipe: Recipe) -> LoadPlan:
@@ -127,14 +161,15 @@ def _load_plan(recipe: Recipe) -> LoadPlan:
     )
 
 
-def _read_baseline(job: Job) -> list[EvalResult]:
+def _read_baseline(job: Job) -> tuple[list[EvalResult], list[NllResult]]:
     if "baseline" not in job.inputs:
-        return []
+        return [], []
     file = Path(job.inputs["baseline"])
-    return _moved(read_report(file).eval, file.parent, job.run_path)
+    found = read_report(file)
+    return _moved(found.eval, file.parent, job.run_path), _moved(found.nll, file.parent, job.run_path)
 
 
-def _moved(results: Sequence[EvalResult], source: Path, destination: Path) -> list[EvalResult]:
+def _moved(results: Sequence[_Measured], source: Path, destination: Path) -> list[_Measured]:
     """The same results with their items files named as seen from `destination`, so that a run can be moved."""
     return [
         result.model_copy(update={"items_file": os.path.relpath(source / result.items_file, destination)})

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tuneship.bench.compare.live import Expected
 from tuneship.bench.compare.outputs import COLUMNS, cells
-from tuneship.core.report import Comparison, EvalResult, LoadResult, Percentiles
+from tuneship.core.report import Comparison, EvalResult, LoadResult, NllResult, Percentiles
 
 _PIPE_WIDTH = 140
 
@@ -38,6 +40,15 @@ def show_evals(results: Sequence[EvalResult]) -> None:
     _print(table)
 
 
+def show_nll(results: Sequence[NllResult]) -> None:
+    """One line a model and file; NLL in nats per answer token."""
+    table = _table("data", "model", "role", "rows", "tokens", "NLL", "stderr", "perplexity")
+    for r in results:
+        figures = (f"{r.nll:.4f}", f"{r.stderr:.4f}", f"{r.perplexity:.4g}")
+        table.add_row(Path(r.data).name, r.model, r.role, str(r.rows), str(r.tokens), *figures)
+    _print(table)
+
+
 def show_comparison(rows: Sequence[Comparison]) -> None:
     """One line a metric."""
     table = _table(*COLUMNS)
@@ -47,13 +58,22 @@ def show_comparison(rows: Sequence[Comparison]) -> None:
     _print(table)
 
 
+def show_calibration(rows: Sequence[Expected]) -> None:
+    """One line a metric of each load: how far equals differ, and how many pairs it takes."""
+    table = _table("load", "metric", "pair to pair", "pairs to decide", "run to run")
+    for row in rows:
+        shares = [f"{sd:.1%}" if sd is not None else "-" for sd in (row.pair_noise, row.run_noise)]
+        table.add_row(row.load, row.metric, shares[0], str(row.pairs or "-"), shares[1])
+    _print(table)
+
+
 _PAIRS = tuple(f"{name} p50/p99 ms" for name in ("TTFT", "TPOT", "ITL", "E2E"))
 
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        text = column in {"task", "model", "role", "metric", "verdict", "client"}
+        text = column in {"task", "data", "model", "role", "metric", "verdict", "client"}
         table.add_column(column, justify="left" if text else "right", no_wrap=column != "verdict")
     return table
 

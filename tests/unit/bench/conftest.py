@@ -30,6 +30,8 @@ class Behaviour:
     """How many it answers at once, the others wait; 0 is all of them."""
     reply: Reply = lambda _body: "ok"
     """What a request that is not streamed is answered."""
+    nats: float | None = None
+    """How surprised it is by any token that it is asked to score; None: it has no scoring verb."""
 
 
 STEADY = Behaviour(ttft_s=0.04, itl_s=0.02)
@@ -55,6 +57,14 @@ class StreamingServer:
             return web.json_response({"error": {"message": "no"}}, status=401)
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self.behaviours]
         return web.json_response({"object": "list", "data": data})
+
+    async def logprobs(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        nats = self.behaviours[body["model"]].nats
+        if nats is None:
+            return web.json_response({"detail": "Not Found"}, status=404)
+        rows = zip(body["input_ids"], body["start"], strict=True)
+        return web.json_response({"data": [{"token_logprobs": [-nats for _ in ids[start:]]} for ids, start in rows]})
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         started = time.perf_counter()
@@ -135,6 +145,7 @@ async def _serve(server: StreamingServer, ready: threading.Event, stop: asyncio.
     app = web.Application()
     app.router.add_get("/v1/models", server.models)
     app.router.add_post("/v1/chat/completions", server.chat)
+    app.router.add_post("/v1/logprobs", server.logprobs)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)

@@ -17,6 +17,7 @@ def app():
     app = cyclopts.App(result_action="return_value")
     app.command(commands.load, name="load")
     app.command(commands.eval_, name="eval")
+    app.command(commands.nll, name="nll")
     app.command(compare, name="compare")
     return lambda line: app(line, exit_on_error=False, print_error=False)
 
@@ -51,6 +52,34 @@ def test_eval(app, server, tmp_path, capsys, monkeypatch) -> None:
     assert (result.task, result.score, result.role, result.items) == ("exact", 0.5, "other", 2)
     assert (folder / result.items_file).is_file()
     assert "say ok" in (folder / "report.html").read_text()
+
+
+def test_nll(app, server, behaviour, tmp_path, capsys) -> None:
+    server.behaviours["sure"] = behaviour(nats=0.25)
+    row = {"input_ids": [4, 5, 6], "loss_mask": [0, 1, 1], "dtype": "float32", "base": [0] * 3, "trained": [0] * 3}
+    (tmp_path / "reference.jsonl").write_text(json.dumps(row) + "\n")
+    asked = f"nll {server.url} --data {tmp_path}/reference.jsonl --out {tmp_path}/out"
+    app(f"{asked} --model sure")
+    assert "reference.jsonl  sure" in (table := capsys.readouterr().out)
+    assert "0.2500" in table
+    assert "1.284" in table  # e to that
+    (result,) = read_report(tmp_path / "out/report.json").nll
+    assert (result.model, result.rows, result.tokens, result.nll) == ("sure", 1, 2, 0.25)
+    assert json.loads((tmp_path / "out" / result.items_file).read_text()) == {"index": 0, "tokens": 2, "nll": 0.25}
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *(result.items_file, "report.html", "report.json"),
+    ]
+    with pytest.raises(TuneshipError, match="already holds a report"):
+        app(f"{asked} --model sure")
+
+
+def test_nll_of_a_server_that_cannot_score_text(app, server, tmp_path) -> None:
+    row = {"input_ids": [4, 5], "loss_mask": [0, 1], "dtype": "float32", "base": [0, 0], "trained": [0, 0]}
+    (tmp_path / "reference.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(EndpointError, match="cannot score text") as caught:
+        app(f"nll {server.url} --data {tmp_path}/reference.jsonl --out {tmp_path}/out")
+    assert "tuneship serve" in caught.value.hint
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,19 +6,27 @@ import json
 import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pytest
 
-from tuneship.bench.quality.nll import Scored, clustered_mean, measure_nll
+from tuneship.bench.quality.nll import CannotScore, Scored, clustered_mean, measure_nll
 from tuneship.bench.target import Target
 from tuneship.core.errors import DataError, EndpointError
 
 
 class _Door(BaseHTTPRequestHandler):
+    rows_asked: ClassVar[list[int]] = []
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if body["model"] == "elsewhere":
             return self.send_error(404)
+        if body["model"] == "strict":
+            return self.send_error(400)
+        if body["model"] == "broken":
+            return self.send_error(502)
+        _Door.rows_asked.append(len(body.get("input_ids", [])))
         if self.path == "/v1/tokenize":  # a token a word; whoever speaks is one too
             words = [word for m in body["messages"] for word in [m["role"], *m["content"].split()]]
             words += [] if body.get("continue_final_message") else ["assistant"]
@@ -74,6 +82,16 @@ def test_of_a_chat_the_answer_is_scored(url, tmp_path) -> None:
     assert result.nll == pytest.approx((0.1 + 0.5 + 0.2 + 0.2) / 4)
 
 
+def test_no_request_asks_for_more_than_the_door_takes(url, tmp_path) -> None:
+    _Door.rows_asked.clear()
+    long, short = ([1] * 20_000, [0, *[1] * 19_999]), ([1] * 10, [0, *[1] * 9])
+    huge = ([1] * 40_000, [0, *[1] * 39_999])  # the door's to judge
+    data = _reference(tmp_path / "reference.jsonl", long, long, huge, *[short] * 18)
+    result = measure_nll(Target(url, "", ("m",)), data, tmp_path / "out")
+    assert _Door.rows_asked == [1, 1, 1, 16, 2]
+    assert (result.rows, result.nll) == (21, pytest.approx(0.1))
+
+
 def test_the_standard_error_takes_rows_as_clusters() -> None:
     once = [Scored(1, 1.0), Scored(1, 3.0)]
     assert clustered_mean(once) == pytest.approx((2.0, 1.0))
@@ -88,7 +106,12 @@ def test_what_cannot_be_measured(url, tmp_path) -> None:
     with pytest.raises(DataError, match="no token with loss"):
         measure_nll(Target(url, "", ("m",)), data, tmp_path)
     data = _reference(tmp_path / "reference.jsonl", ([9, 1], [0, 1]))
-    with pytest.raises(EndpointError, match="has no /v1/logprobs"):
+    with pytest.raises(CannotScore, match="has no /v1/logprobs"):
         measure_nll(Target(url, "", ("elsewhere",)), data, tmp_path)
+    with pytest.raises(CannotScore, match=r"refused /v1/logprobs \(400\)"):
+        measure_nll(Target(url, "", ("strict",)), data, tmp_path)
+    with pytest.raises(EndpointError, match="answered 502") as failed:
+        measure_nll(Target(url, "", ("broken",)), data, tmp_path)
+    assert not isinstance(failed.value, CannotScore)  # it should have been able to: nobody goes on without the figure
     with pytest.raises(EndpointError, match="does not answer"):
         measure_nll(Target("http://127.0.0.1:9", "", ("m",)), data, tmp_path)

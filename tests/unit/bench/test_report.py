@@ -10,7 +10,7 @@ from tuneship.bench.report import charts
 from tuneship.bench.report.headline import format_ms
 from tuneship.bench.report.page import render, write_html
 from tuneship.core.parity import Parity
-from tuneship.core.report import Comparison, LossPoint
+from tuneship.core.report import Comparison, LossPoint, NllResult
 
 PARITY = Parity(
     reference="trained", candidate="merged", rows=200, tokens=6012, nll_base=1.9, nll_reference=0.071, nll=0.0724,
@@ -146,6 +146,27 @@ def test_a_verdict_tells_what_it_rests_on(make_report, tmp_path) -> None:
         "too few. To decide: ask",
     ):
         assert expected in page, expected
+
+
+def _nll(role: str, value: float, tokens: int = 6012) -> NllResult:
+    return NllResult(
+        data="/d/invoice.heldout.jsonl", model=f"m-{role}", role=role, rows=200, tokens=tokens, nll=value, stderr=0.004,
+        items_file="n.jsonl",
+    )  # fmt: skip
+
+
+def test_held_out_text_is_shown_against_the_base(make_report, tmp_path) -> None:
+    page = render(make_report(nll=[_nll("base", 1.5), _nll("tuned", 0.25)], eval=[]), tmp_path)
+    text = " ".join(re.sub(r"<[^>]+>", " ", page.split("<script>", maxsplit=1)[0]).split())
+    assert "invoice.heldout.jsonl m-base base 200 6,012 1.5000 &plusmn; 0.0040 4.482 -" in text
+    assert "invoice.heldout.jsonl m-tuned tuned 200 6,012 0.2500 &plusmn; 0.0040 1.284 -1.2500" in text
+    assert "Held-out NLL 1.500 &rarr; 0.250 nats a token, 200 rows, base to tuned" in text  # no task was scored
+
+
+def test_other_tokens_are_no_change(make_report, tmp_path) -> None:
+    page = render(make_report(nll=[_nll("base", 1.5, tokens=99), _nll("tuned", 0.25)]), tmp_path)
+    assert "-1.2500" not in page.split("<script>", maxsplit=1)[0]
+    assert "Held-out NLL" not in page  # a task's score is the headline
 
 
 def test_an_empty_report_is_a_page_too(make_report, tmp_path) -> None:

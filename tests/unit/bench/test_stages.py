@@ -12,8 +12,10 @@ import pytest
 
 from tuneship.bench.stages import baseline, bench, newest_parity, read_training
 from tuneship.core import recipe_file
+from tuneship.core.artifact import Artifact, Base, Manifest, QuantizationRecord, TemplateRecord, draft, seal
 from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel, write_endpoint
 from tuneship.core.errors import EndpointError
+from tuneship.core.parity import ReferenceRow, rows_sha256, write_reference
 from tuneship.core.recipe import Recipe
 from tuneship.core.report import read_report
 from tuneship.core.rundir import RunDir
@@ -52,6 +54,30 @@ def run(tmp_path, server) -> RunDir:
     return run
 
 
+@pytest.fixture
+def trained(tmp_path) -> Artifact:
+    """An adapter with two held-out rows of three answer tokens in its evidence."""
+    manifest = Manifest(
+        kind="adapter",
+        name="tiny",
+        input_id="1",
+        base=Base(id="org/base", revision="main", weights_sha256="a" * 64, architecture="LlamaForCausalLM"),
+        quantization=QuantizationRecord(method="nf4", double=True, compute_dtype="bfloat16"),
+        template=TemplateRecord(text="", sha256="c", source="model"),
+        end_token_ids=(2,),
+        tokenizer_sha256="b",
+    )
+    with draft(tmp_path / "artifacts") as work:
+        (work / "adapter_config.json").write_text("{}")
+        write_reference(work / "evidence", [_reference_row([5, 6, 7], [0, 1, 1]), _reference_row([8, 9], [0, 1])])
+        return seal(work, manifest)
+
+
+def _reference_row(ids: list[int], mask: list[int], said: float = 0.0) -> ReferenceRow:
+    log_p = [said] * len(ids)
+    return ReferenceRow(input_ids=ids, loss_mask=mask, dtype="float32", base=log_p, trained=log_p)
+
+
 def _job(run: RunDir, stage: str, model: str, **inputs: Path) -> Job:
     paths = {"endpoint": str(run.endpoint), "model": model} | {name: str(path) for name, path in inputs.items()}
     return Job(stage=stage, input_id="i", run_path=run.path, attempt=run.new_attempt(stage), inputs=paths)
@@ -82,6 +108,44 @@ def test_baseline_then_bench(run, server, behaviour, tmp_path, capsys) -> None:
     html = (run.path / "report.html").read_text()
     assert "I do not know." in html
     assert "eval json-fields-task tuned  4/4" in capsys.readouterr().err  # progress came through the pipe
+
+
+def test_held_out_likelihood_of_base_and_tuned_on_the_rows_of_training(run, server, behaviour, trained) -> None:
+    server.behaviours |= {
+        "base": behaviour(nats=2.5),
+        "tiny": behaviour(ttft_s=0.02, itl_s=0.01, nats=0.5, reply=lambda _: '{"ok": 1}'),
+    }
+    scored = baseline(_job(run, "baseline", "base", artifact=trained.path))
+    report = read_report(bench(_job(run, "bench", "tiny", baseline=scored, artifact=trained.path)))
+    assert [(r.role, r.model, r.rows, r.tokens, r.nll) for r in report.nll] == [
+        ("base", "base", 2, 3, 2.5),
+        ("tuned", "tiny", 2, 3, 0.5),
+    ]
+    assert all((run.path / r.items_file).is_file() and not Path(r.items_file).is_absolute() for r in report.nll)
+    assert "-2.0000" in (run.path / "report.html").read_text()
+
+
+def test_a_server_that_cannot_score_text_is_measured_all_the_same(run, server, behaviour, trained, capsys) -> None:
+    server.behaviours["tiny"] = behaviour(ttft_s=0.02, itl_s=0.01, reply=lambda _: '{"ok": 1}')
+    report = read_report(bench(_job(run, "bench", "tiny", artifact=trained.path)))
+    assert report.nll == []
+    assert (report.eval[0].score, report.load[0].errors) == (1, {})
+    assert "likelihood is not measured" in (said := capsys.readouterr().err)
+    assert "has no /v1/logprobs" in said
+
+
+def test_rows_are_the_same_whatever_was_learnt_of_them(tmp_path) -> None:
+    ids = {}
+    for name, row in {
+        "one": _reference_row([1, 2, 3], [0, 1, 1]),
+        "again": _reference_row([1, 2, 3], [0, 1, 1], said=-0.5),
+        "mask": _reference_row([1, 2, 3], [0, 0, 1]),
+        "ids": _reference_row([1, 2, 4], [0, 1, 1]),
+    }.items():
+        write_reference(tmp_path / name, [row])
+        ids[name] = rows_sha256(tmp_path / name)
+    assert ids["one"] == ids["again"]
+    assert len({*ids.values(), rows_sha256(tmp_path)}) == 4  # a folder without rows is another one again
 
 
 def test_a_server_that_is_gone_is_one_clear_error(run, server, behaviour) -> None:

@@ -26,7 +26,13 @@ from tuneship.core.progress import progress
 from tuneship.core.report import NllResult
 
 _BATCH_ROWS = 16
+_BATCH_TOKENS = 32_768
+"""Half of what the door takes in one request."""
 _TIMEOUT_S = 300
+
+
+class CannotScore(EndpointError):
+    """The server answers, but not this: it has no scoring verb, or refuses these rows."""
 
 
 class Scored(NamedTuple):
@@ -52,7 +58,8 @@ def measure_nll(
 
     Raises:
         DataError: no rows, a row of another shape, or one whose prompt is no beginning of the whole.
-        EndpointError: the server has no scoring verb, or refuses.
+        CannotScore: the server has no scoring verb, or refuses the rows.
+        EndpointError: it does not answer, or fails.
 
     """
     model = target.models[0]
@@ -60,9 +67,9 @@ def measure_nll(
     with httpx.Client(base_url=target.url, headers=headers, trust_env=False, timeout=_TIMEOUT_S) as http:
         rows = _reference_rows(Path(data), limit) or _chat_rows(http, model, data, limit)
         scored: list[Scored] = []
-        for start in range(0, len(rows), _BATCH_ROWS):
-            scored += _score(http, model, rows[start : start + _BATCH_ROWS])
-            progress("nll", len(scored), len(rows))
+        for batch in _batches(rows):
+            scored += _score(http, model, batch)
+            progress(f"nll {role}", len(scored), len(rows))
     folder.mkdir(parents=True, exist_ok=True)
     name = f"nll-{Path(data).name.split('.')[0]}-{role}.jsonl"
     lines = ({"index": i, "tokens": s.tokens, "nll": s.nll_sum / s.tokens} for i, s in enumerate(scored))
@@ -83,6 +90,18 @@ def clustered_mean(scored: Sequence[Scored]) -> tuple[float, float]:
         return mean, 0.0
     squares = sum((s.nll_sum - mean * s.tokens) ** 2 for s in scored)
     return mean, math.sqrt(count / (count - 1) * squares) / tokens
+
+
+def _batches(rows: Sequence[_Row]) -> Iterator[list[_Row]]:
+    """Neighbours together, at most `_BATCH_ROWS` of them and `_BATCH_TOKENS` tokens; a longer row goes alone."""
+    batch: list[_Row] = []
+    for row in rows:
+        tokens = sum(len(r.ids) for r in batch) + len(row.ids)
+        if batch and (len(batch) == _BATCH_ROWS or tokens > _BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(row)
+    yield batch
 
 
 def _reference_rows(path: Path, limit: int) -> list[_Row]:
@@ -132,8 +151,12 @@ def _post(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]
         response = http.post(path, json=body)
     except httpx.HTTPError as error:
         raise EndpointError(f"{http.base_url} does not answer: {error}") from None
-    if response.status_code == 404:
-        raise EndpointError(f"{http.base_url} has no {path}", hint="likelihoods need a server of `tuneship serve`")
+    if response.status_code in {404, 405, 501}:
+        raise CannotScore(
+            f"{http.base_url} cannot score text: it has no {path}", hint="likelihoods need a server of `tuneship serve`"
+        )
+    if 400 <= response.status_code < 500:
+        raise CannotScore(f"{http.base_url} refused {path} ({response.status_code}): {response.text[:300]}")
     if response.status_code != 200:
         raise EndpointError(f"{path} answered {response.status_code}: {response.text[:300]}")
     found: dict[str, Any] = response.json()

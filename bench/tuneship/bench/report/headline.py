@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from tuneship.bench.report.quality import pair_up
+from tuneship.bench.report.quality import nll_rows, pair_up
 from tuneship.core.report import LoadResult, Report
 
 
@@ -30,7 +30,7 @@ def best_level(report: Report) -> LoadResult | None:
 
 def tiles(report: Report) -> list[Tile]:
     """The headline: quality, then speed."""
-    return [*_score_tiles(report), *_speed_tiles(report)]
+    return [*(_score_tiles(report) or _nll_tiles(report)), *_speed_tiles(report)]
 
 
 def _score_tiles(report: Report) -> list[Tile]:
@@ -40,6 +40,17 @@ def _score_tiles(report: Report) -> list[Tile]:
         note = f"{row.shown.items} items" + (", base to tuned" if before else "")
         found.append(Tile(f"{row.name} score", f"{row.shown.score:.2f}", "", note, before))
     return found
+
+
+def _nll_tiles(report: Report) -> list[Tile]:
+    """What stands for quality where no task was scored."""
+    shown = next((row for row in nll_rows(report) if row.result.role != "base"), None)
+    if shown is None:
+        return []
+    result = shown.result
+    before = f"{result.nll - shown.change:.3f}" if shown.change is not None else ""
+    note = f"nats a token, {result.rows} rows" + (", base to tuned" if before else "")
+    return [Tile("Held-out NLL", f"{result.nll:.3f}", "", note, before)]
 
 
 def _speed_tiles(report: Report) -> list[Tile]:

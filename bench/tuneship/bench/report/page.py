@@ -19,7 +19,7 @@ from tuneship.bench.report import charts, headline
 from tuneship.bench.report.charts import Spec
 from tuneship.bench.report.headline import format_figure, format_ms
 from tuneship.bench.report.history import HistoryRow
-from tuneship.bench.report.quality import task_rows
+from tuneship.bench.report.quality import nll_rows, task_rows
 from tuneship.core.files import write_atomic
 from tuneship.core.report import Report
 
@@ -51,6 +51,7 @@ def render(report: Report, folder: Path) -> str:
         tiles=headline.tiles(report),
         warnings=headline.warnings(report),
         tasks=task_rows(report, folder),
+        nlls=nll_rows(report),
         level_colors=list(zip(report.load, charts.ramp(len(report.load)), strict=True)),
         adapter_columns=_adapter_columns(report),
         has_goodput=any(level.goodput is not None for level in report.load),

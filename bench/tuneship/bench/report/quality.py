@@ -1,4 +1,4 @@
-"""The quality table: base and tuned side by side."""
+"""The quality tables: base and tuned side by side, by task and by held-out likelihood."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tuneship.bench.report import examples
 from tuneship.bench.report.examples import Group
-from tuneship.core.report import EvalResult, Report
+from tuneship.core.report import EvalResult, NllResult, Report
 
 
 class TaskRow(NamedTuple):
@@ -50,3 +50,29 @@ def pair_up(report: Report) -> list[TaskRow]:
         TaskRow(task, Path(data).name, sides.get("base"), sides.get("result"), [])
         for (task, data), sides in by_key.items()
     ]
+
+
+class NllRow(NamedTuple):
+    """One line of the table of held-out text."""
+
+    data: str
+    result: NllResult
+    change: float | None
+    """Nats per token against the base on the same rows; negative is better. None for the base, or without one."""
+
+
+def nll_rows(report: Report) -> list[NllRow]:
+    """A row a model and file, each with what it won over the base of the same rows."""
+    bases = {_rows_of(result): result.nll for result in report.nll if result.role == "base"}
+    return [
+        NllRow(
+            Path(result.data).name,
+            result,
+            result.nll - bases[_rows_of(result)] if result.role != "base" and _rows_of(result) in bases else None,
+        )
+        for result in report.nll
+    ]
+
+
+def _rows_of(result: NllResult) -> tuple[str, int, int]:
+    return result.data, result.rows, result.tokens
