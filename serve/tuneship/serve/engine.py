@@ -10,6 +10,7 @@ import http.client
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -38,6 +39,7 @@ class Engine:
         self.config = config
         self.log = log
         self.process = process
+        self._counters = _counters(log)
         self._workers: dict[psutil.Process, str] = {}
 
     @property
@@ -83,6 +85,7 @@ class Engine:
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End it: SIGTERM, up to `grace_s` for what is in flight, then whatever is left of its tree."""
         stop_tree(self.process, grace_s)
+        shutil.rmtree(self._counters, ignore_errors=True)
 
     def _generates(self, selector: str | None, timeout_s: float) -> bool:
         """Whether one token came back; False while nobody listens.
@@ -116,11 +119,13 @@ def start(config: EngineConfig, log: Path) -> Engine:
     """
     if importlib.util.find_spec("sglang") is None:
         raise EngineError("SGLang is not installed", hint="pip install 'tuneship[serve]'")
-    log.parent.mkdir(parents=True, exist_ok=True)
+    counters = _counters(log)
+    shutil.rmtree(counters, ignore_errors=True)  # of one that was killed together with us
+    counters.mkdir(parents=True)
     argv = [sys.executable, "-m", "sglang.launch_server", *flags(config)]
     with log.open("wb") as output:
         # SIGKILL, not SIGTERM: when we were killed there is nobody left to drain for.
-        process = spawn(argv, env=environment(config, os.environ), stdout=output, on_parent_death=SIGKILL)
+        process = spawn(argv, env=environment(config, os.environ, counters), stdout=output, on_parent_death=SIGKILL)
     return Engine(process, config, log)
 
 
@@ -129,6 +134,11 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def _counters(log: Path) -> Path:
+    """Where its processes keep what they count while they run (prometheus_client's multiprocess mode)."""
+    return log.with_name(f"{log.name}.counters").absolute()
 
 
 def _is_alive(process: psutil.Process) -> bool:

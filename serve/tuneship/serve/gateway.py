@@ -56,6 +56,9 @@ def build_door(catalog: Catalog, engine_url: str, alive: Callable[[], bool]) -> 
         entry, asked = await read_asked(request, catalog)
         return await _unless_client_leaves(request, score(upstream, entry, asked))
 
+    async def metrics(_: Request) -> Response:
+        return await upstream.metrics()
+
     async def health(_: Request) -> Response:
         return Response(status_code=200 if alive() else 503)
 
@@ -67,6 +70,7 @@ def build_door(catalog: Catalog, engine_url: str, alive: Callable[[], bool]) -> 
             Route("/v1/completions", generate, methods=["POST"]),
             Route("/v1/tokenize", generate, methods=["POST"]),
             Route("/v1/logprobs", logprobs, methods=["POST"]),
+            Route("/metrics", metrics),
             Route("/health", health),
         ],
         exception_handlers={

@@ -80,6 +80,7 @@ def flags(config: EngineConfig) -> list[str]:
         *("--dtype", config.dtype),
         # Our readiness check is the warm-up: one generated token from every model that is served.
         "--skip-server-warmup",
+        "--enable-metrics",
         *(("--context-length", str(config.context_length)) if config.context_length else ()),
         *(("--mem-fraction-static", str(config.memory_fraction)) if config.memory_fraction else ()),
         *(_cpu_flags() if config.cpu else ()),
@@ -88,10 +89,13 @@ def flags(config: EngineConfig) -> list[str]:
     ]
 
 
-def environment(config: EngineConfig, ours: Mapping[str, str]) -> dict[str, str]:
-    """Variables for the engine's process on top of `ours`, its parent's."""
+def environment(config: EngineConfig, ours: Mapping[str, str], counters: Path) -> dict[str, str]:
+    """Variables for the engine's process on top of `ours`, its parent's; its processes count in `counters`."""
     added = {
         ENGINE_VARIABLE: "1",
+        # SGLang takes a folder of its own under /tmp and leaves it there when it is killed; one that it inherits it
+        # shares with whoever counts there too.
+        "PROMETHEUS_MULTIPROC_DIR": str(counters),
         # All that it loads lies on this disk: a look-up on the hub could only hang or surprise.
         "HF_HUB_OFFLINE": ours.get("HF_HUB_OFFLINE", "1"),
     }

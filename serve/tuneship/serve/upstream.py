@@ -11,13 +11,16 @@ from starlette.types import Receive, Scope, Send
 
 from tuneship.core.endpoint import VERSION_HEADER
 from tuneship.serve.calls import Call
-from tuneship.serve.refusals import UpstreamError, engine_unavailable
+from tuneship.serve.refusals import Refusal, UpstreamError, engine_unavailable
 
 EVENT_END = b"\n\n"
 LAST_EVENT = b"data: [DONE]" + EVENT_END
 _CONNECT_S = 5
 # SGLang closes idle connections after 5 s; one that it is just closing must not be picked for a new request.
 _KEEP_ALIVE_S = 2
+_METRICS_S = 5
+# Plain text: the older form of the page, which can be put behind another one, and no compression, which cannot.
+_METRICS_HEADERS = {"Accept": "text/plain", "Accept-Encoding": "identity"}
 # Failures on the way: refused, reset, ended early. aiohttp's own exceptions, and the system's below them.
 _BROKEN = (aiohttp.ClientError, OSError)
 
@@ -69,6 +72,25 @@ class Upstream:
         """
         answer = await self.ask(path, call)
         return bytes(answer.body)
+
+    async def metrics(self) -> Response:
+        """The engine's Prometheus page.
+
+        Raises:
+            Refusal: it has none (404), failed (502), or is not there (503).
+
+        """
+        timeout = aiohttp.ClientTimeout(total=_METRICS_S)
+        try:
+            async with self._session.get("/metrics", headers=_METRICS_HEADERS, timeout=timeout) as answer:
+                page = await answer.read()
+        except _BROKEN:
+            raise engine_unavailable() from None
+        if answer.status == 404:
+            raise Refusal(404, "no_metrics", "The inference engine was started without metrics.")
+        if answer.status != 200:
+            raise UpstreamError(answer.status, page).refusal("")
+        return Response(page, headers={"Content-Type": answer.headers.get("Content-Type", "text/plain")})
 
 
 class _Stream(StreamingResponse):

@@ -60,6 +60,14 @@ def test_a_start_that_takes_too_long(tmp_path: Path):
     assert engine.process.poll() is not None
 
 
+def test_what_its_processes_counted_goes_with_it(tmp_path: Path):
+    counters = tmp_path / "log.counters"
+    counters.mkdir()
+    (counters / "counter_1.db").touch()
+    child("pass", tmp_path / "log").stop()
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
 def test_stop_is_harmless_when_it_is_dead(tmp_path: Path):
     engine = child("pass", tmp_path / "log")
     engine.process.wait()

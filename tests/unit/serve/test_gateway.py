@@ -38,6 +38,9 @@ class ScriptedEngine:
         self.asked.set()
         return await self.script(request)
 
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
+        return await self.script(request)
+
     async def echo(self, _: web.Request) -> web.StreamResponse:
         return web.json_response(self.bodies[-1])
 
@@ -65,6 +68,7 @@ async def engine() -> AsyncIterator[tuple[ScriptedEngine, str]]:
     scripted = ScriptedEngine()
     app = web.Application(client_max_size=2 * MAX_BODY_BYTES)
     app.router.add_post("/v1/{path:.*}", scripted.handle)
+    app.router.add_get("/metrics", scripted.metrics)
     # SGLang's server, too, gives up a request whose client went away.
     runner = web.AppRunner(app, handler_cancellation=True)
     await runner.setup()
@@ -266,6 +270,48 @@ async def test_a_client_that_leaves_ends_the_engines_work(door, engine, stream):
     else:
         asking.cancel()
     await asyncio.wait_for(scripted.left.wait(), timeout=5)
+
+
+PAGE = b'# TYPE sglang:generation_tokens_total counter\nsglang:generation_tokens_total{model_name="b"} 7.0\n'
+PAGE_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+async def test_the_engines_metrics_are_passed_on_as_they_are(door, engine):
+    async def page(request: web.Request) -> web.StreamResponse:
+        response = web.Response(body=PAGE, headers={"Content-Type": PAGE_TYPE})
+        response.enable_compression()  # as the client asks for it, as SGLang's page is
+        assert request.headers["Accept"] == "text/plain"
+        return response
+
+    engine[0].script = page
+    response = await door.get("/metrics", headers={"Accept": "application/openmetrics-text"})
+    assert response.status == 200
+    assert response.headers["Content-Type"] == PAGE_TYPE
+    assert await response.read() == PAGE
+    assert (await door.post("/metrics")).status == 405
+
+
+@pytest.mark.parametrize(
+    ("status", "expected", "code"),
+    [(404, 404, "no_metrics"), (500, 502, "engine_error"), (503, 503, "engine_unavailable")],
+)
+async def test_an_engine_without_metrics(door, engine, status, expected, code):
+    async def refuse(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=status, text="/secret/path")
+
+    engine[0].script = refuse
+    response = await door.get("/metrics")
+    assert response.status == expected
+    error = await error_of(response)
+    assert error["code"] == code
+    assert "/secret" not in error["message"]
+
+
+async def test_no_metrics_without_an_engine():
+    async for door in open_door(f"http://127.0.0.1:{free_port()}", alive=False):
+        response = await door.get("/metrics")
+        assert response.status == 503
+        assert (await error_of(response))["code"] == "engine_unavailable"
 
 
 async def test_health(door):

@@ -19,6 +19,7 @@ T4 = Hardware((Gpu("Tesla T4", 16 << 30, (7, 5)),), "580", "a processor", 4, 16 
 BASE = Entry("org/base", "org/base@0123456789ab", None, Path("/models/base"), "", "org/base")
 SQL = Entry("sql", "sql@3fa9c1d20b77", "sql@3fa9c1d20b77", Path("/adapters/sql"), "3fa9", "org/base")
 ADAPTERS = Catalog("adapters", (BASE, SQL, SQL._replace(name="b", selector="b@1", path=Path("/adapters/b=c"))))
+COUNTERS = Path("/logs/engine.log.counters")
 MERGED = Catalog("merged", (BASE._replace(name="invoice", path=Path("/runs/x/merged-3fa9")),))
 
 
@@ -37,6 +38,7 @@ def test_adapters_on_a_cpu():
             "--dtype",
             "float32",
             "--skip-server-warmup",
+            "--enable-metrics",
             "--max-total-tokens",
             "20000",
             "--max-running-requests",
@@ -76,6 +78,7 @@ def test_a_merged_model_on_a_gpu():
             "--dtype",
             "bfloat16",
             "--skip-server-warmup",
+            "--enable-metrics",
             "--context-length",
             "4096",
             "--mem-fraction-static",
@@ -119,13 +122,18 @@ def test_sglang_takes_our_flags():
 
 def test_environment_of_an_engine():
     config = configure(Serve(), MERGED, CPU, 1)
-    assert environment(config, {}) == {"TUNESHIP_ENGINE": "1", "HF_HUB_OFFLINE": "1", "OPENBLAS_NUM_THREADS": "1"}
-    assert "OPENBLAS_NUM_THREADS" not in environment(configure(Serve(), MERGED, H100, 1), {})
-    assert environment(config, {"HF_HUB_OFFLINE": "0"})["HF_HUB_OFFLINE"] == "0"
+    assert environment(config, {}, COUNTERS) == {
+        "TUNESHIP_ENGINE": "1",
+        "PROMETHEUS_MULTIPROC_DIR": "/logs/engine.log.counters",
+        "HF_HUB_OFFLINE": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    assert "OPENBLAS_NUM_THREADS" not in environment(configure(Serve(), MERGED, H100, 1), {}, COUNTERS)
+    assert environment(config, {"HF_HUB_OFFLINE": "0"}, COUNTERS)["HF_HUB_OFFLINE"] == "0"
 
 
 def test_bytecode_is_kept_where_python_may_not_write_it_beside_the_sources(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESHIP_CACHE", str(tmp_path))
-    added = environment(configure(Serve(), MERGED, CPU, 1), {"PYTHONDONTWRITEBYTECODE": "1"})
+    added = environment(configure(Serve(), MERGED, CPU, 1), {"PYTHONDONTWRITEBYTECODE": "1"}, COUNTERS)
     assert added["PYTHONDONTWRITEBYTECODE"] == ""
     assert added["PYTHONPYCACHEPREFIX"] == str(tmp_path / "bytecode")
