@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tuneship.core import artifact as artifacts
-from tuneship.core import checkpoint, model_source
+from tuneship.core import checkpoint, model_source, recipe_file
 from tuneship.core.artifact import Artifact, Base
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_text
@@ -136,8 +136,8 @@ class Pipeline:
         return self._bench_id("bench", base, served.manifest.content_id)
 
     def _bench_id(self, stage: str, base: Base, *contents: str) -> str:
-        tasks = [data_sha256(task.data) for task in self.recipe.bench.eval]
-        contents = (base.weights_sha256, *contents, *tasks)
+        files = map(data_sha256, recipe_file.bench_files(self.recipe))
+        contents = (base.weights_sha256, *contents, *files)
         return input_id(stage, _VERSION[stage], self.recipe, ("bench", "serve"), contents)
 
     def _attempt_of(self, stage: str) -> Path:

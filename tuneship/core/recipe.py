@@ -182,6 +182,8 @@ class BenchLoad(Section):
     """Of `input_tokens`, shared by all prompts of a `shared-prefix` workload."""
     adapters: Literal["uniform", "zipf"] | dict[str, Annotated[float, Field(gt=0)]] = "uniform"
     """How requests are spread over the models: evenly, by Zipf's law, or by weight."""
+    processes: Count = 1
+    """Of the client, when one core is not enough."""
     slo: BenchSlo = BenchSlo()
 
     @model_validator(mode="after")
@@ -204,7 +206,7 @@ class BenchEval(Section):
     """A scorer, or `python:FILE.py:function` (answer, reference, row -> 0..1)."""
     data: Annotated[str, Field(min_length=1)]
     options: dict[str, str | int | float | bool] = {}
-    """The scorer's own, such as {pattern = "..."}."""
+    """The scorer's own, such as {pattern = "..."}; a `schema` that is no JSON object is a path, as `data` is."""
     limit: Count = 200
     max_tokens: Count = 128
     samples: Count = 1

@@ -8,14 +8,14 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from tuneship.core.errors import DataError, RecipeError
 from tuneship.core.files import sha256_text, write_atomic
-from tuneship.core.recipe import BUNDLED_PREFIX, NAMED_WORKLOADS, Bench, Recipe
+from tuneship.core.recipe import BUNDLED_PREFIX, NAMED_WORKLOADS, Bench, BenchEval, Recipe
 
 _REQUIRED = "model.id and data.train are the two keys without a default"
 _TOML_WORDS = {"tuple": "list", "dictionary": "table"}
@@ -66,6 +66,17 @@ def data_files(pattern: str) -> list[Path]:
     if not paths:
         raise DataError(f"no data file at {pattern}", hint="data.train and data.heldout are relative to the recipe")
     return paths
+
+
+def bench_files(recipe: Recipe) -> list[str]:
+    """What measuring reads besides models: paths or globs of rows, scorers, schemas, prompts and arrivals."""
+    load = recipe.bench.load
+    prompts = recipe.data.heldout if load.workload == "heldout" else load.workload
+    found = [load.trace, "" if prompts in NAMED_WORKLOADS else prompts]
+    for task in recipe.bench.eval:
+        schema = task.options.get("schema")
+        found += [task.data, _scorer_file(task.task), schema if _is_schema_file(schema) else ""]
+    return [path for path in found if path]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -213,19 +224,33 @@ def _absolute_bench(bench: Bench, absolute: Callable[[str], str]) -> Bench:
     return bench.model_copy(
         update={
             "load": load.model_copy(update={"trace": absolute(load.trace), "workload": workload}),
-            "eval": tuple(
-                task.model_copy(update={"data": absolute(task.data), "task": _absolute_scorer(task.task, absolute)})
-                for task in bench.eval
-            ),
+            "eval": tuple(_absolute_eval(task, absolute) for task in bench.eval),
             "gate": bench.gate.model_copy(update={"baseline": absolute(bench.gate.baseline)}),
         }
     )
 
 
-def _absolute_scorer(task: str, absolute: Callable[[str], str]) -> str:
-    """`python:FILE.py:function` with the file's whole path; any other task as it is."""
+def _absolute_eval(task: BenchEval, absolute: Callable[[str], str]) -> BenchEval:
+    file = _scorer_file(task.task)
+    options = {
+        key: absolute(value) if key == "schema" and _is_schema_file(value) else value
+        for key, value in task.options.items()
+    }
+    return task.model_copy(
+        update={
+            "data": absolute(task.data),
+            "task": f"python:{absolute(file)}:{task.task.rpartition(':')[2]}" if file else task.task,
+            "options": options,
+        }
+    )
+
+
+def _scorer_file(task: str) -> str:
+    """FILE.py of `python:FILE.py:function`; empty for any other task."""
     prefix, _, rest = task.partition(":")
-    if prefix != "python":
-        return task
-    file, colon, function = rest.rpartition(":")
-    return f"python:{absolute(file)}{colon}{function}"
+    return rest.rpartition(":")[0] if prefix == "python" else ""
+
+
+def _is_schema_file(schema: object) -> TypeGuard[str]:
+    """Whether it names a file, and is not the schema itself."""
+    return isinstance(schema, str) and bool(schema) and not schema.lstrip().startswith("{")

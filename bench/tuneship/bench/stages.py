@@ -1,7 +1,8 @@
 """The two measuring stages of `tuneship up`: the base before anything else changes, the tuned model at the end.
 
 inputs: `endpoint` (an `endpoint.json`), `model` (the name to send) and, where there is one, `artifact` (what was
-trained, with its evidence) for both; for `bench` also `train_attempt` (its metrics.jsonl) and `baseline` (what `baseline` wrote).
+trained, with its evidence) for both; for `bench` also `train_attempt` (its metrics.jsonl) and `baseline` (what that
+stage wrote).
 
 Did held-out likelihood get better? Both stages score the rows of the artifact's `evidence/reference.jsonl`, not
 `data.heldout` as chats: these are the token ids that training cut and parity was measured on, whatever format the data
@@ -158,6 +159,7 @@ def _load_plan(recipe: Recipe) -> LoadPlan:
         adapters=load.adapters,
         warm_up_s=load.warm_up_s,
         slo_ms={"ttft": load.slo.ttft_ms, "tpot": load.slo.tpot_ms, "e2e": load.slo.e2e_ms},
+        processes=load.processes,
     )
 
 

@@ -54,6 +54,70 @@ def test_eval(app, server, tmp_path, capsys, monkeypatch) -> None:
     assert "say ok" in (folder / "report.html").read_text()
 
 
+def _rows(folder, *pairs, **extra) -> None:
+    rows = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in pairs]
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"messages": row, **extra}) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("options", "reply", "score"),
+    [
+        ("--task regex --pattern total=([0-9]+)", "so total=7.", 1),
+        ("--task regex --pattern total=([0-9]+).*!", "so total=7.", 0),
+        ("--task numeric", "7.4", 0),
+        ("--task numeric --tolerance 0.5", "7.4", 1),
+        ("--task numeric --tolerance 0.3", "7.4", 0),
+        ("--task json-schema --schema whole.json", "8", 1),
+        ("--task json-schema --schema whole.json", "8.5", 0),
+        ("--task python:mine.py:first_letter", "told", 0.5),
+    ],
+)
+def test_options_of_scorers(app, server, behaviour, tmp_path, monkeypatch, options: str, reply: str, score) -> None:
+    server.behaviours["m"] = behaviour(reply=lambda _: reply)
+    _rows(tmp_path, ("how many?", "7" if "json" in options else "total=7 !"))
+    (tmp_path / "whole.json").write_text('{"type": "integer"}')
+    (tmp_path / "mine.py").write_text(
+        "def first_letter(answer, reference, row):\n"
+        "    return 1.0 if answer == reference else 0.5 if answer[0] == reference[0] else 0.0\n"
+    )
+    monkeypatch.chdir(tmp_path)  # paths on the command line are relative to where one stands
+    app(f"eval {server.url} --model m {options} --data rows.jsonl --out out")
+    (result,) = read_report(tmp_path / "out/report.json").eval
+    assert result.score == score
+
+
+def test_several_samples(app, server, behaviour, tmp_path) -> None:
+    server.behaviours["m"] = behaviour(reply=lambda body: "yes" if body["seed"] % 2 else "no")
+    _rows(tmp_path, ("?", "yes"), ("!", "yes"))
+    asked = f"eval {server.url} --model m --task exact --data {tmp_path}/rows.jsonl --samples 3 --seed 5"
+    with pytest.raises(TuneshipError, match="temperature 0"):
+        app(f"{asked} --out {tmp_path}/out")
+    app(f"{asked} --temperature 0.7 --out {tmp_path}/out")
+    (result,) = read_report(tmp_path / "out/report.json").eval
+    assert (result.items, result.samples, result.score) == (2, 3, pytest.approx(2 / 3))
+    assert result.extra == {"pass@3": 1.0}
+    assert sorted((body["seed"], body["temperature"]) for body in server.bodies) == [
+        (seed, 0.7) for seed in (5, 5, 6, 6, 7, 7)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("--task json-schema --schema gone.json", "gone.json"),
+        ("--task json-schema", "have a 'schema'"),
+        ("--task regex --pattern (", "pattern"),
+        ("--task python:gone.py:f", "no such Python file"),
+    ],
+)
+def test_options_that_cannot_score(app, server, tmp_path, options: str, says: str) -> None:
+    _rows(tmp_path, ("?", "yes"))
+    with pytest.raises(TuneshipError, match=says):
+        app(f"eval {server.url} {options} --data {tmp_path}/rows.jsonl --out {tmp_path}/out")
+    assert server.bodies == []  # before anything is asked
+    assert not (tmp_path / "out").exists()
+
+
 def test_nll(app, server, behaviour, tmp_path, capsys) -> None:
     server.behaviours["sure"] = behaviour(nats=0.25)
     row = {"input_ids": [4, 5, 6], "loss_mask": [0, 1, 1], "dtype": "float32", "base": [0] * 3, "trained": [0] * 3}

@@ -110,6 +110,33 @@ def test_baseline_then_bench(run, server, behaviour, tmp_path, capsys) -> None:
     assert "eval json-fields-task tuned  4/4" in capsys.readouterr().err  # progress came through the pipe
 
 
+def test_the_load_is_the_recipe_s(run, server, behaviour) -> None:
+    server.behaviours["tiny"] = behaviour(reply=lambda _: '{"ok": 1}')
+    recipe_file.save(recipe_file.load(run.recipe, {"bench.load.processes": "2"}), run.recipe)
+    (level,) = read_report(bench(_job(run, "bench", "tiny"))).load
+    assert level.client.processes == 2
+    assert level.completed == level.requests > 0
+
+
+def test_paths_of_a_recipe_s_tasks_are_relative_to_it(run, server, behaviour, tmp_path, monkeypatch) -> None:
+    server.behaviours["base"] = behaviour(reply=lambda _: '{"ok": 3}')
+    home = tmp_path / "recipes"
+    home.mkdir()
+    rows = [[{"role": "user", "content": "q"}, {"role": "assistant", "content": '{"ok": 1}'}]]
+    (home / "rows.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    (home / "mine.py").write_text("def same(answer, reference, row):\n    return 1 if answer == reference else 0.25\n")
+    (home / "ok.json").write_text('{"properties": {"ok": {"type": "number"}}}')
+    (home / "r.toml").write_text(
+        'model.id = "any"\ndata.train = "rows.jsonl"\n'
+        '[[bench.eval]]\ntask = "python:mine.py:same"\ndata = "rows.jsonl"\n'
+        '[[bench.eval]]\ntask = "json-schema"\ndata = "rows.jsonl"\noptions = {schema = "ok.json"}\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    recipe_file.save(recipe_file.load(Path("recipes/r.toml")), run.recipe)
+    report = read_report(baseline(_job(run, "baseline", "base")))
+    assert [result.score for result in report.eval] == [0.25, 1]
+
+
 def test_held_out_likelihood_of_base_and_tuned_on_the_rows_of_training(run, server, behaviour, trained) -> None:
     server.behaviours |= {
         "base": behaviour(nats=2.5),

@@ -194,7 +194,13 @@ def test_the_resolved_copy_spells_out_every_key(write_recipe: Write):
 def test_bench_paths_are_relative_to_the_recipe_too(tmp_path: Path):
     bench = {
         "load": {"trace": "t.jsonl", "workload": "chats.jsonl"},
-        "eval": [{"task": "python:mine.py:score", "data": "rows.jsonl"}, {"task": "exact", "data": "rows.jsonl"}],
+        "eval": [
+            {"task": "python:mine.py:score", "data": "rows.jsonl"},
+            {"task": "exact", "data": "rows.jsonl"},
+            {"task": "json-schema", "data": "rows.jsonl", "options": {"schema": "schemas/invoice.json"}},
+            {"task": "json-schema", "data": "rows.jsonl", "options": {"schema": ' {"type": "object"}'}},
+            {"task": "regex", "data": "rows.jsonl", "options": {"pattern": "a/b"}},
+        ],
         "gate": {"baseline": "old/report.json"},
     }
     file = tmp_path / "recipe.toml"
@@ -202,8 +208,34 @@ def test_bench_paths_are_relative_to_the_recipe_too(tmp_path: Path):
     found = recipe_file.load(file).bench
     assert found.load.trace == str(tmp_path / "t.jsonl")
     assert found.load.workload == str(tmp_path / "chats.jsonl")
-    assert [task.task for task in found.eval] == [f"python:{tmp_path / 'mine.py'}:score", "exact"]
+    assert [task.task for task in found.eval[:2]] == [f"python:{tmp_path / 'mine.py'}:score", "exact"]
+    assert {task.data for task in found.eval} == {str(tmp_path / "rows.jsonl")}
+    assert [task.options for task in found.eval[2:]] == [
+        {"schema": str(tmp_path / "schemas/invoice.json")},
+        {"schema": ' {"type": "object"}'},
+        {"pattern": "a/b"},
+    ]
     assert found.gate.baseline == str(tmp_path / "old/report.json")
+
+
+def test_every_file_that_measuring_reads(tmp_path: Path):
+    bench = {
+        "load": {"trace": "t.jsonl", "workload": "chats.jsonl"},
+        "eval": [
+            {"task": "python:mine.py:score", "data": "rows.jsonl"},
+            {"task": "json-schema", "data": "invoices.jsonl", "options": {"schema": "invoice.json"}},
+            {"task": "json-schema", "data": "more.jsonl", "options": {"schema": '{"type": "object"}'}},
+        ],
+    }
+    file = tmp_path / "recipe.toml"
+    data = {"train": "a.jsonl", "heldout": "held.jsonl"}
+    file.write_text(tomli_w.dumps({"model": {"id": "org/base"}, "data": data, "bench": bench}))
+    names = ["t.jsonl", "chats.jsonl", "rows.jsonl", "mine.py", "invoices.jsonl", "invoice.json", "more.jsonl"]
+    assert recipe_file.bench_files(recipe_file.load(file)) == [str(tmp_path / name) for name in names]
+    heldout = recipe_file.load(file, {"bench.load.workload": "heldout", "bench.load.trace": "", "bench.eval": "[]"})
+    assert recipe_file.bench_files(heldout) == [str(tmp_path / "held.jsonl")]
+    fixed = recipe_file.load(file, {"bench.load.workload": "fixed", "bench.load.trace": "", "bench.eval": "[]"})
+    assert recipe_file.bench_files(fixed) == []
 
 
 def test_a_named_workload_is_no_path(tmp_path: Path):
