@@ -30,6 +30,9 @@ bench.command("tuneship.bench.commands:nll", name="nll", help="How likely a mode
 bench.command(
     "tuneship.bench.compare.commands:compare", name="compare", help="Exit 1 when the candidate is slower or worse."
 )
+bench.command(
+    "tuneship.bench.compare.commands:calibrate", name="calibrate", help="How noisy is this testbed? compare asks."
+)
 bench.command("tuneship.bench.report.commands:history", name="history", help="List and plot past reports.")
 app.command(bench)
 

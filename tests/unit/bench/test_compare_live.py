@@ -1,17 +1,25 @@
 """Pairs in ABBA order, and what is planted in them is found."""
 
 import itertools
+import json
 
 import pytest
 
+from tuneship.bench.compare.commands import BlockLoad, Questions
 from tuneship.bench.compare.commands import compare as compare_verb
-from tuneship.bench.compare.live import Pair, compare_pairs, log_ratios, measure_pairs
+from tuneship.bench.compare.live import Pair, log_ratios, measure_pairs, weigh_pairs
+from tuneship.bench.compare.metrics import LOAD_METRICS
+from tuneship.bench.compare.verdict import judge
 from tuneship.bench.target import Target
 from tuneship.core.errors import ExitCode, RegressionFound, TuneshipError
-from tuneship.core.report import ClientHealth
+from tuneship.core.report import ClientHealth, read_report
 
 A, B = Target("http://a", "", ("m",)), Target("http://b", "", ("m",))
 METRICS = ["TTFT p50 ms", "TPOT p50 ms", "E2E p50 ms", "output tokens/s"]
+
+
+def compare_pairs(pairs, margin: float, command: str = ""):
+    return judge(weigh_pairs(pairs, margin, command=command))
 
 
 def _pairs(make_level, slower: float, count: int = 12) -> list[Pair]:
@@ -28,7 +36,7 @@ def test_order_and_seeds(make_level) -> None:
 
     pairs = measure_pairs(A, B, measure, 3)
     assert seen == [("a", 0), ("b", 0), ("b", 1), ("a", 1), ("a", 2), ("b", 2)]
-    assert all(log_ratios(name, pairs) == pytest.approx([0.6931472] * 3) for name in METRICS)
+    assert all(log_ratios(metric, pairs) == pytest.approx([0.6931472] * 3) for metric in LOAD_METRICS)
 
 
 @pytest.mark.parametrize(("slower", "verdict"), [(1.0, "no worse than the margin"), (1.1, "regressed")])
@@ -45,8 +53,8 @@ def test_verdicts(make_level, slower: float, verdict: str) -> None:
 
 
 def test_few_pairs_cannot_tell_and_say_how_many_can(make_level) -> None:
-    for row in compare_pairs(_pairs(make_level, 1.02, 4), 0.05):
-        assert (row.verdict, row.next_step, row.ci) == ("cannot tell", "--pairs 5", None)
+    for row in compare_pairs(_pairs(make_level, 1.02, 4), 0.05, "tuneship bench compare a b"):
+        assert (row.verdict, row.next_step, row.ci) == ("cannot tell", "tuneship bench compare a b --pairs 5", None)
 
 
 @pytest.mark.parametrize(
@@ -78,21 +86,54 @@ def test_a_model_twice_as_slow_is_found(separate_server) -> None:
     with pytest.raises(RegressionFound, match="TTFT p50 ms"):
         compare_verb(
             separate_server, separate_server, model="truth", candidate_model="slow",
-            pairs=8, rate=20, duration_s=0.5, output_tokens=4,
+            pairs=8, block=BlockLoad(rate=20, duration_s=0.5, output_tokens=4),
         )  # fmt: skip
 
 
 def test_two_models_of_one_server_need_more_than_two_pairs(server, behaviour, tmp_path) -> None:
     server.behaviours = {"a": behaviour(0.03, 0.002), "b": behaviour(0.06, 0.004)}
-    options = {"pairs": 2, "rate": 20, "duration_s": 0.3, "output_tokens": 4, "junit": tmp_path / "j.xml"}
+    block = BlockLoad(rate=20, duration_s=0.3, output_tokens=4)
+    options = {"pairs": 2, "block": block, "junit": tmp_path / "j.xml"}
     with pytest.raises(SystemExit) as unknown:
         compare_verb(server.url, server.url, model="a", candidate_model="b", **options)
     assert unknown.value.code == ExitCode.CANNOT_TELL
     assert (tmp_path / "j.xml").read_text().count("<error") == len(METRICS)
     order = [model for model, _ in itertools.groupby(body["model"] for body in server.bodies)]
-    assert order == ["a", "b", "a"]
+    # Both are warmed up, then A once more; AB, BA.
+    assert order == ["a", "b", "a", "b", "a"]
 
 
 def test_a_server_and_a_report_are_refused(server, tmp_path) -> None:
     with pytest.raises(TuneshipError, match="a server and a report"):
         compare_verb(server.url, str(tmp_path))
+
+
+def test_both_answer_the_same_items_and_all_is_kept(server, behaviour, tmp_path, capsys) -> None:
+    server.behaviours = {
+        "right": behaviour(0.01, 0.001, reply=lambda body: body["messages"][-1]["content"]),
+        "wrong": behaviour(0.01, 0.001, reply=lambda _body: "no"),
+    }
+    data = tmp_path / "echo.jsonl"
+    rows = ([("user", f"say {i}"), ("assistant", f"say {i}")] for i in range(30))
+    data.write_text(
+        "".join(json.dumps({"messages": [{"role": r, "content": c} for r, c in row]}) + "\n" for row in rows)
+    )
+    with pytest.raises(RegressionFound, match=r"exact echo\.jsonl"):
+        compare_verb(
+            server.url, server.url, model="right", candidate_model="wrong", pairs=2,
+            block=BlockLoad(rate=20, duration_s=0.3, output_tokens=4),
+            questions=Questions(task="exact", data=str(data)), out=tmp_path / "out",
+        )  # fmt: skip
+    report = read_report(tmp_path / "out" / "report.json")
+    assert [result.score for result in report.eval] == [1, 0]
+    assert all((tmp_path / "out" / result.items_file).is_file() for result in report.eval)
+    assert [row.metric for row in report.comparison] == [*METRICS, "exact echo.jsonl (other)"]
+    assert report.comparison[-1].worse_by == 1
+    assert len((tmp_path / "out" / "pairs.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(TuneshipError, match="already holds a report"):
+        compare_verb(server.url, server.url, model="right", out=tmp_path / "out")
+
+
+def test_a_task_without_data_is_refused(server) -> None:
+    with pytest.raises(TuneshipError, match="a task needs data"):
+        compare_verb(server.url, server.url, questions=Questions(task="exact"))

@@ -11,7 +11,7 @@ import uvloop
 from tuneship.bench.load import drive as load
 from tuneship.bench.load import metrics, processes, stream
 from tuneship.bench.load.drive import Recording
-from tuneship.bench.load.measure import LoadPlan, run_load
+from tuneship.bench.load.measure import LoadPlan, measure
 from tuneship.bench.load.stream import RequestRecord
 from tuneship.bench.load.workload import Request
 from tuneship.bench.target import resolve
@@ -126,7 +126,7 @@ def test_a_busy_client_says_that_it_cannot_be_believed(server) -> None:
 def test_levels_of_several_models(server, behaviour, capsys) -> None:
     server.behaviours["other"] = behaviour(ttft_s=0.1, itl_s=0.01)
     target = resolve(server.url, "steady,other")
-    result, _ = run_load(target, LoadPlan((20, 10), 1.5, "poisson", 16, 3, drain_s=5))
+    result, _ = measure(target, LoadPlan((20, 10), 1.5, "poisson", 16, 3, drain_s=5)).levels
     assert (result.arrivals, result.rate, result.workload) == ("poisson", 20, "fixed 16 in, 3 out")
     assert result.completed == result.requests
     assert set(result.per_adapter) == {"steady", "other"}
@@ -225,4 +225,4 @@ def _take_all(*bodies: dict) -> RequestRecord:
 def test_a_silent_server_is_an_error_with_its_reason(server, behaviour) -> None:
     server.behaviours["broken"] = behaviour(fault="http_500")
     with pytest.raises(EndpointError, match=r"the warm-up: none of 4 requests .* http_500: .*so it was asked"):
-        run_load(resolve(server.url, "broken"), LoadPlan((5,), 1, "constant", 8, 2))
+        measure(resolve(server.url, "broken"), LoadPlan((5,), 1, "constant", 8, 2))

@@ -10,29 +10,17 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tuneship.bench.compare.calibration import Calibration, load_key
+from tuneship.bench.compare.metrics import LOAD_METRICS, Metric
 from tuneship.bench.compare.statistics import detectable, pairs_needed, sign_flip
-from tuneship.bench.compare.verdict import Evidence, judge
+from tuneship.bench.compare.verdict import Evidence
 from tuneship.bench.target import Target
 from tuneship.core.progress import progress
-from tuneship.core.report import Comparison, LoadResult
+from tuneship.core.report import LoadResult
 
 Measure = Callable[[Target, int], LoadResult]
 """Measures one block of a target with the arrivals and prompts of a seed."""
-
-
-class _Metric(NamedTuple):
-    name: str
-    value: Callable[[LoadResult], float | None]
-    sign: int = 1
-    """-1 where higher is better."""
-
-
-_METRICS = (
-    _Metric("TTFT p50 ms", lambda level: level.ttft_ms.p50 if level.ttft_ms else None),
-    _Metric("TPOT p50 ms", lambda level: level.tpot_ms.p50 if level.tpot_ms else None),
-    _Metric("E2E p50 ms", lambda level: level.e2e_ms.p50 if level.e2e_ms else None),
-    _Metric("output tokens/s", lambda level: level.output_tokens_per_s, -1),
-)
+FEWEST_PAIRS, USUAL_PAIRS, MOST_PAIRS = 8, 12, 100
 
 
 class Pair(NamedTuple):
@@ -55,26 +43,66 @@ def measure_pairs(a: Target, b: Target, measure: Measure, pairs: int) -> list[Pa
     return found
 
 
-def compare_pairs(pairs: Sequence[Pair], margin: float, alpha: float = 0.05) -> list[Comparison]:
-    """Judge median TTFT, TPOT, E2E and throughput; `margin` is the share by which each may be worse.
+class Expected(NamedTuple):
+    """What to expect of one metric under one load on a calibrated testbed; noise as a share, None where not known."""
+
+    load: str
+    metric: str
+    pair_noise: float | None
+    pairs: int | None
+    """Pairs that decide about the margin."""
+    run_noise: float | None
+
+
+def expected_noise(calibration: Calibration, margin: float, alpha: float) -> list[Expected]:
+    """Every load and metric that the testbed is calibrated for."""
+    found = []
+    for load in calibration.loads():
+        for metric in LOAD_METRICS:
+            pair, run = calibration.pair_noise(load, metric.field), calibration.run_noise(load, metric.field)
+            needed = pairs_needed(pair.sd, math.log1p(margin), alpha / len(LOAD_METRICS)) if pair else None
+            found.append(Expected(load, metric.name, pair.sd if pair else None, needed, run.sd if run else None))
+    return found
+
+
+def plan_pairs(calibration: Calibration, level: LoadResult, margin: float, alpha: float) -> int:
+    """As many pairs as decide about `margin` in the noisiest metric, by the testbed's calibration; 12 without one.
+
+    Between 8, below which Holm over four metrics can reject nothing, and 100.
+    """
+    expected = [e.pairs for e in expected_noise(calibration, margin, alpha) if e.load == load_key(level) and e.pairs]
+    return min(MOST_PAIRS, max(FEWEST_PAIRS, *expected)) if expected else USUAL_PAIRS
+
+
+def weigh_pairs(pairs: Sequence[Pair], margin: float, alpha: float = 0.05, command: str = "") -> list[Evidence]:
+    """What the pairs say of median TTFT, TPOT, E2E and throughput.
 
     A pair during which the client lagged says nothing about the servers and is set aside whole; when that is more than
     half of them, or a request failed, nothing can be told.
+
+    Args:
+        pairs: in the order in which they were measured.
+        margin: the share by which each metric may be worse.
+        alpha: of each one-sided test and bound.
+        command: what, with other `--pairs`, would measure again.
+
     """
     kept = [pair for pair in pairs if pair.a.client.valid and pair.b.client.valid]
     doubt = next((found for pair in pairs if (found := _failed(pair))), "")
     if not doubt and len(kept) * 2 < len(pairs):
         doubt = f"the client was the bottleneck in {len(pairs) - len(kept)} of {len(pairs)} pairs"
-    return judge([_evidence(metric, kept, margin, alpha, doubt) for metric in _METRICS], alpha)
+    return [_weigh(metric, kept, margin, alpha, doubt, command) for metric in LOAD_METRICS]
 
 
-def log_ratios(metric: str, pairs: Sequence[Pair]) -> list[float]:
+def log_ratios(metric: Metric, pairs: Sequence[Pair]) -> list[float]:
     """One a pair, positive where B is worse; empty when a block has no such figure."""
-    return _log_ratios(next(m for m in _METRICS if m.name == metric), pairs)
+    found = [metric.log_ratio(pair.a, pair.b) for pair in pairs]
+    known = [ratio for ratio in found if ratio is not None]
+    return known if len(known) == len(found) else []
 
 
-def _evidence(metric: _Metric, pairs: Sequence[Pair], margin: float, alpha: float, doubt: str) -> Evidence:
-    ratios = _log_ratios(metric, pairs)
+def _weigh(metric: Metric, pairs: Sequence[Pair], margin: float, alpha: float, doubt: str, command: str) -> Evidence:
+    ratios = log_ratios(metric, pairs)
     if doubt or not ratios:
         return Evidence(metric.name, None, None, margin, doubt=doubt or "one side has no figure")
     test = sign_flip(ratios, alpha)
@@ -92,15 +120,8 @@ def _evidence(metric: _Metric, pairs: Sequence[Pair], margin: float, alpha: floa
         p=test.p,
         pairs=len(pairs),
         detectable=math.expm1(min(detectable(sd, len(pairs), alpha), 700)),
-        next_step=f"--pairs {needed}",
+        next_step=f"{command} --pairs {needed}".strip(),
     )
-
-
-def _log_ratios(metric: _Metric, pairs: Sequence[Pair]) -> list[float]:
-    values = [(metric.value(pair.a), metric.value(pair.b)) for pair in pairs]
-    if not all(a and b for a, b in values):
-        return []
-    return [metric.sign * math.log((b or 1) / (a or 1)) for a, b in values]
 
 
 def _failed(pair: Pair) -> str:

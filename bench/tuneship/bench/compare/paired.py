@@ -30,6 +30,8 @@ def compare_scores(a: Sequence[float], b: Sequence[float], alpha: float = 0.05, 
     """Compare scores in 0..1 of the same items, in the same order (shape [n] each, n >= 2); higher is better."""
     loss = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     found = _bootstrap(loss, np.ones(len(loss)), alpha, seed)
+    if not loss.any():  # the bootstrap sees no noise at all: the rule of three bounds what n items can have missed
+        found = found._replace(upper=-math.log(alpha) / len(loss))
     if set(a) | set(b) <= {0.0, 1.0}:
         return found._replace(p=_mcnemar(int((loss > 0).sum()), int((loss < 0).sum())))
     return found
@@ -64,8 +66,5 @@ def _bootstrap(
     lower, upper = (float(bound) for bound in np.quantile(drawn, [alpha, 1 - alpha]))
     residual = (loss - mean * weight) / weight.mean()
     sd = float(residual.std(ddof=1)) if n > 1 else math.inf
-    # No item changed: the bootstrap sees no noise at all. The rule of three bounds what n items can have missed.
-    if not loss.any():
-        upper = -math.log(alpha) / n
     p = (1 + int((drawn <= 0).sum())) / (RESAMPLES + 1)
     return Paired(mean, lower, upper, p, n, detectable(sd, n, alpha))

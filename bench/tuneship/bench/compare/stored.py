@@ -1,145 +1,166 @@
-"""Is the candidate slower or worse than the baseline? Plain thresholds on two stored reports.
+"""Two stored reports, of which the candidate may be slower or worse than the baseline.
 
-Latency metrics and throughput are compared as ratios, scores as differences. One measurement a side says nothing about
-noise, so what is thin (few requests, errors, a client that was the bottleneck) is "cannot tell" and never a pass.
+Each side was measured once, at another time, so blocks within a run say too little: what moves a server from one run
+to the next is in none of them. That noise comes from the testbed's calibration (`calibration.py`); a testbed without
+one is taken to be very noisy, and then only what is far apart can be told. Items of tasks are paired.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from operator import attrgetter
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple, TypeVar
 
+from scipy import stats  # type: ignore[import-untyped]
+
+from tuneship.bench.compare.calibration import Calibration, Noise, load_key
+from tuneship.bench.compare.metrics import LOAD_METRICS, Metric
+from tuneship.bench.compare.quality import NllSide, Side, weigh_nll, weigh_scores
+from tuneship.bench.compare.statistics import POWER
+from tuneship.bench.compare.verdict import Evidence
 from tuneship.bench.testbed import differences
 from tuneship.core.errors import EndpointError
-from tuneship.core.report import Comparison, EvalResult, LoadResult, Report
+from tuneship.core.report import EvalResult, LoadResult, NllResult, Report
 
 MIN_REQUESTS = 20
+ASSUMED = Noise(sd=0.15, df=1000)
+"""Of a log-ratio of two runs where nothing was measured: wide on purpose, so that only what is plain is told."""
 
-_Measured = LoadResult | EvalResult
+_Result = TypeVar("_Result", LoadResult, EvalResult, NllResult)
+
+
+class Stored(NamedTuple):
+    """A report and the folder that its items files are named from."""
+
+    report: Report
+    folder: Path
 
 
 class Margins(NamedTuple):
-    """What is still as good: a share of the baseline's latency, and points of score in 0..1."""
+    """What is still as good."""
 
     latency: float = 0.05
+    """A share of the baseline's latency or throughput."""
     quality: float = 0.02
+    """Points of score in 0..1."""
+    nll: float = 0.02
+    """Nats per token."""
 
 
-class _Metric(NamedTuple):
-    name: str
-    path: str
-    higher_is_better: bool = False
-
-
-_LOAD_METRICS = (
-    _Metric("TTFT p50 ms", "ttft_ms.p50"),
-    _Metric("TPOT p50 ms", "tpot_ms.p50"),
-    _Metric("E2E p50 ms", "e2e_ms.p50"),
-    _Metric("output tokens/s", "output_tokens_per_s", higher_is_better=True),
-)
-
-
-def compare(
-    baseline: Report, candidate: Report, margins: Margins, *, allow_different_testbeds: bool = False
-) -> list[Comparison]:
-    """Every metric of every load level and task that `baseline` has.
+def weigh(
+    baseline: Stored,
+    candidate: Stored,
+    margins: Margins,
+    calibration: Calibration,
+    alpha: float = 0.05,
+    *,
+    allow_different_testbeds: bool = False,
+) -> list[Evidence]:
+    """What can be said of every metric of every load level, task and held-out file that `baseline` has.
 
     Raises:
         EndpointError: measured on different testbeds (names what differs), or the baseline has nothing to compare.
 
     """
-    apart = differences(baseline.testbed, candidate.testbed)
+    a, b = baseline.report, candidate.report
+    apart = differences(a.testbed, b.testbed)
     if apart and not allow_different_testbeds:
         raise EndpointError(
             f"the reports were measured on different testbeds: {'; '.join(apart)}",
             hint="measure both on the same machine, or --allow-different-testbeds",
         )
-    found = [*_compare_load(baseline, candidate, margins), *_compare_evals(baseline, candidate, margins)]
+    found = list(_weigh_load(a.load, b.load, margins.latency, calibration, alpha))
+    for task in a.eval:
+        other = _same(task, a.eval, b.eval, _eval_key)
+        side = Side(other, candidate.folder) if other else None
+        found.append(weigh_scores(Side(task, baseline.folder), side, margins.quality, alpha))
+    for rows in a.nll:
+        scored = _same(rows, a.nll, b.nll, _nll_key)
+        nll_side = NllSide(scored, candidate.folder) if scored else None
+        found.append(weigh_nll(NllSide(rows, baseline.folder), nll_side, margins.nll, alpha))
     if not found:
-        raise EndpointError("the baseline has no load level and no task to compare")
+        raise EndpointError("the baseline has no load level, no task and no held-out text to compare")
     return found
 
 
-def _compare_load(baseline: Report, candidate: Report, margins: Margins) -> Iterator[Comparison]:
-    for a in baseline.load:
-        b = _same_level(a, baseline.load, candidate.load)
-        doubt = _doubt(a, b)
-        for metric in _LOAD_METRICS:
-            yield _by_ratio(f"{a.arrivals} {a.offered} {metric.name}", metric, a, b, margins.latency, doubt)
+def _weigh_load(
+    baseline: Sequence[LoadResult],
+    candidate: Sequence[LoadResult],
+    margin: float,
+    calibration: Calibration,
+    alpha: float,
+) -> Iterator[Evidence]:
+    for a in baseline:
+        b = _same(a, baseline, candidate, _load_key)
+        doubt = "the candidate was not measured so" if b is None else _thin(a, "baseline") or _thin(b, "candidate")
+        for metric in LOAD_METRICS:
+            name = f"{a.arrivals} {a.offered} {metric.name}"
+            value_a, value_b, effect = metric.value(a), metric.value(b), metric.log_ratio(a, b)
+            if doubt or effect is None or b is None:
+                yield Evidence(name, value_a, value_b, margin, doubt=doubt or "one side has no figure")
+                continue
+            measured = calibration.run_noise(load_key(a), metric.field)
+            within = _block_noise(metric, a, b)
+            noise = max(measured or ASSUMED, Noise(within, ASSUMED.df))
+            yield _weigh_run(Evidence(name, value_a, value_b, margin), effect, noise, alpha, calibrated=bool(measured))
 
 
-def _compare_evals(baseline: Report, candidate: Report, margins: Margins) -> Iterator[Comparison]:
-    for a in baseline.eval:
-        b = next((b for b in candidate.eval if _eval_key(b) == _eval_key(a)), None)
-        yield _by_difference(f"{a.task} {Path(a.data).name} ({a.role})", a, b, margins.quality, _doubt(a, b))
+def _weigh_run(named: Evidence, effect: float, noise: Noise, alpha: float, *, calibrated: bool) -> Evidence:
+    """A log-ratio against the noise of such log-ratios, by Student's t."""
+    least = max(noise.sd, 1e-6)
+    reach = float(stats.t.ppf(1 - alpha, noise.df)) * least
+    return named._replace(
+        worse_by=math.expm1(effect),
+        lower=math.expm1(effect - reach),
+        upper=math.expm1(effect + reach),
+        p=float(stats.t.sf(effect / least, noise.df)),
+        pairs=1,
+        detectable=math.expm1(float(stats.t.ppf([1 - alpha, POWER], noise.df).sum()) * least),
+        next_step="compare the two servers, which are then measured in turn"
+        if calibrated
+        else "tuneship bench calibrate: how far two runs of this testbed differ is not known",
+    )
 
 
-def _same_level(a: LoadResult, among: Sequence[LoadResult], others: Sequence[LoadResult]) -> LoadResult | None:
-    """The candidate's level with the same load; by the model's name as well when one side measured several models."""
-    here = [level for level in among if _load_key(level) == _load_key(a)]
-    there = [level for level in others if _load_key(level) == _load_key(a)]
+def _block_noise(metric: Metric, a: LoadResult, b: LoadResult) -> float:
+    """Standard error of the mean log-ratio of blocks that had the same arrivals; 0 where there are no such blocks."""
+    if len(a.blocks) != len(b.blocks) or len(a.blocks) < 2:
+        return 0.0
+    found = (metric.log_ratio(x, y) for x, y in zip(a.blocks, b.blocks, strict=True))
+    ratios = [ratio for ratio in found if ratio is not None]
+    return statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
+
+
+def _same(
+    one: _Result, among: Sequence[_Result], others: Sequence[_Result], key: Callable[[_Result], object]
+) -> _Result | None:
+    """The candidate's counterpart; by the model's name as well when one side measured several models."""
+    here = [result for result in among if key(result) == key(one)]
+    there = [result for result in others if key(result) == key(one)]
     if len(here) > 1 or len(there) > 1:
-        there = [level for level in there if level.model == a.model]
+        there = [result for result in there if result.model == one.model]
     return there[0] if there else None
 
 
-def _load_key(level: LoadResult) -> tuple[str, str, float, int]:
+def _load_key(level: LoadResult) -> object:
     return level.workload, level.arrivals, level.rate, level.concurrency
 
 
-def _eval_key(result: EvalResult) -> tuple[str, str, str]:
-    return result.task, Path(result.data).name, result.role
+def _eval_key(result: EvalResult) -> object:
+    return result.task, Path(result.data).name, result.role, result.samples
 
 
-def _doubt(a: _Measured, b: _Measured | None) -> str:
-    """Why these two say nothing about each other; empty when they do."""
-    if b is None:
-        return "the candidate was not measured so"
-    return _thin(a, "baseline") or _thin(b, "candidate")
+def _nll_key(result: NllResult) -> object:
+    return Path(result.data).name, result.role
 
 
-def _thin(side: _Measured, name: str) -> str:
-    if side.errors:
+def _thin(level: LoadResult, name: str) -> str:
+    """Why a level says nothing; empty when it does."""
+    if level.errors:
         return f"the {name} has errors"
-    if isinstance(side, LoadResult) and not side.client.valid:
+    if not level.client.valid:
         return f"the {name}'s client was the bottleneck"
-    count = side.completed if isinstance(side, LoadResult) else side.items
-    return f"the {name} has {count} requests, {MIN_REQUESTS} are needed" if count < MIN_REQUESTS else ""
-
-
-def _by_ratio(name: str, metric: _Metric, a: LoadResult, b: LoadResult | None, margin: float, doubt: str) -> Comparison:
-    value_a, value_b = _value(a, metric.path), _value(b, metric.path)
-    if not value_a or not value_b:
-        return _undecided(name, value_a, value_b, doubt or "one side has no figure")
-    ratio = value_b / value_a
-    if doubt:
-        return _undecided(name, value_a, value_b, doubt)
-    worse_by = 1 - ratio if metric.higher_is_better else ratio - 1
-    return Comparison(metric=name, a=value_a, b=value_b, ratio=ratio, verdict=_verdict(worse_by, margin))
-
-
-def _by_difference(name: str, a: EvalResult, b: EvalResult | None, margin: float, doubt: str) -> Comparison:
-    if b is None or doubt:
-        return _undecided(name, a.score, b.score if b else None, doubt)
-    ratio = b.score / a.score if a.score else None
-    return Comparison(metric=name, a=a.score, b=b.score, ratio=ratio, verdict=_verdict(a.score - b.score, margin))
-
-
-def _verdict(worse_by: float, margin: float) -> Literal["regressed", "no worse than the margin"]:
-    # A difference of exactly the margin is within it, whatever binary fractions make of 0.90 - 0.88.
-    return "regressed" if worse_by > margin + 1e-9 else "no worse than the margin"
-
-
-def _undecided(name: str, a: float | None, b: float | None, reason: str) -> Comparison:
-    ratio = b / a if a and b is not None else None
-    return Comparison(metric=name, a=a, b=b, ratio=ratio, verdict="cannot tell", reason=reason)
-
-
-def _value(level: LoadResult | None, path: str) -> float | None:
-    """`attrgetter` that stops at what was not measured."""
-    try:
-        return float(attrgetter(path)(level))
-    except AttributeError:
-        return None
+    few = level.completed < MIN_REQUESTS
+    return f"the {name} has {level.completed} requests, {MIN_REQUESTS} are needed" if few else ""

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from tuneship.bench.load import engine_metrics, gpu, metrics, processes, sweep
 from tuneship.bench.load.arrivals import Arrival, read_trace, schedule
+from tuneship.bench.load.drive import Watcher
 from tuneship.bench.load.prompts import Prompts, source
 from tuneship.bench.load.stream import TIMEOUT, RequestRecord
 from tuneship.bench.load.workload import Mix, Request, plan, weigh
@@ -66,11 +67,6 @@ class _Level(NamedTuple):
     concurrency: int = 0
 
 
-def run_load(target: Target, load: LoadPlan) -> list[LoadResult]:
-    """The levels of `measure`."""
-    return measure(target, load).levels
-
-
 def measure(target: Target, load: LoadPlan) -> Measured:
     """Measure every level of `load`, in order.
 
@@ -93,6 +89,39 @@ def measure(target: Target, load: LoadPlan) -> Measured:
         levels += [_run(target, load, prompts, _open(target, load, prompts, rate)) for rate in load.rates]
     closed = (_closed(target, load, prompts, number, answer_s) for number in load.concurrency)
     return Measured([*levels, *(_run(target, load, prompts, level) for level in closed)], knee)
+
+
+def warm_up(target: Target, load: LoadPlan) -> float:
+    """Ask every model a few times; the quickest answer's seconds.
+
+    Raises:
+        EndpointError: no answer.
+
+    """
+    return _warm_up(target, load, _prompts(load, secrets.token_hex(4)))
+
+
+def measure_block(target: Target, load: LoadPlan, answer_s: float) -> LoadResult:
+    """The first level of `load` alone, without a warm-up and without a look at engine or GPU: what `compare` repeats.
+
+    The salt is a new one each time: no block is answered from what another left in the server's prefix cache.
+
+    Args:
+        target: warmed up before.
+        load: one rate or one concurrency.
+        answer_s: what `warm_up` said.
+
+    Raises:
+        EndpointError: no request was answered.
+
+    """
+    prompts = _prompts(load, secrets.token_hex(4))
+    if load.concurrency:
+        level = _closed(target, load, prompts, load.concurrency[0], answer_s)
+    else:
+        assert load.rates != "sweep"
+        level = _open(target, load, prompts, load.rates[0])
+    return _drive(target, load, prompts, level)
 
 
 def _prompts(load: LoadPlan, salt: str) -> Prompts:
@@ -160,23 +189,30 @@ def _cut(trace: Sequence[Arrival], length_s: float) -> list[Arrival]:
 
 
 def _run(target: Target, load: LoadPlan, prompts: Prompts, level: _Level) -> LoadResult:
-    length_s = load.warm_up_s + load.duration_s
-    last_s = length_s if level.concurrency else level.requests[-1].at_s
     before = engine_metrics.scrape(target.url, target.key)
     with gpu.watch() as gpus:
-        recording = processes.run(
-            target.url,
-            target.key,
-            level.requests,
-            drain_s=load.drain_s + length_s - last_s,
-            processes=load.processes,
-            concurrency=level.concurrency,
-            stop_s=length_s if level.concurrency else None,
-            watch=partial(_show, level.label),
-        )
-    _show(level.label, length_s, recording.records)
+        result = _drive(target, load, prompts, level, partial(_show, level.label))
+    engine = engine_metrics.change(before, engine_metrics.scrape(target.url, target.key))
+    return result.model_copy(update={"engine": engine, "gpus": gpus})
+
+
+def _drive(target: Target, load: LoadPlan, prompts: Prompts, level: _Level, watch: Watcher | None = None) -> LoadResult:
+    length_s = load.warm_up_s + load.duration_s
+    last_s = length_s if level.concurrency else level.requests[-1].at_s
+    recording = processes.run(
+        target.url,
+        target.key,
+        level.requests,
+        drain_s=load.drain_s + length_s - last_s,
+        processes=load.processes,
+        concurrency=level.concurrency,
+        stop_s=length_s if level.concurrency else None,
+        watch=watch,
+    )
+    if watch:
+        watch(length_s, recording.records)
     _refuse_silence(target, level.label, recording.records)
-    result = metrics.summarise(
+    return metrics.summarise(
         recording,
         workload=f"{prompts.name}, {Path(load.trace).stem}" if level.arrivals == "trace" else prompts.name,
         model=target.model,
@@ -186,8 +222,6 @@ def _run(target: Target, load: LoadPlan, prompts: Prompts, level: _Level) -> Loa
         window_s=(load.warm_up_s, length_s),
         slo_ms=load.slo_ms,
     )
-    engine = engine_metrics.change(before, engine_metrics.scrape(target.url, target.key))
-    return result.model_copy(update={"engine": engine, "gpus": gpus})
 
 
 def _show(label: str, now_s: float, records: Sequence[RequestRecord]) -> None:
