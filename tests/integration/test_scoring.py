@@ -1,11 +1,15 @@
-"""The scoring verb on real SGLang says what transformers and PEFT compute, in float32."""
+"""The scoring verb on real SGLang, and `bench nll` through it, say what transformers and PEFT compute, in float32."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import httpx
 import pytest
+
+from tuneship.bench.quality.nll import measure_nll
+from tuneship.bench.target import resolve
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -20,7 +24,9 @@ def url(start_module_server, tiny_model: Path, marker_adapters: Path) -> str:
     return server.wait_ready()
 
 
-def _expected(model: Path, adapter: Path | None) -> list[list[float]]:
+def _expected(
+    model: Path, adapter: Path | None, rows: list[list[int]] = ROWS, starts: list[int] = STARTS
+) -> list[list[float]]:
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -29,7 +35,7 @@ def _expected(model: Path, adapter: Path | None) -> list[list[float]]:
     if adapter:
         reference = PeftModel.from_pretrained(reference, adapter)
     found = []
-    for ids, start in zip(ROWS, STARTS, strict=True):
+    for ids, start in zip(rows, starts, strict=True):
         with torch.no_grad():
             scores = reference(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
         following = scores[:-1].gather(-1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
@@ -47,3 +53,40 @@ def test_the_engine_says_what_transformers_says(url: str, tiny_model: Path, mark
     wanted = _expected(tiny_model, marker_adapters / adapter if adapter else None)
     for mine, theirs in zip(found, wanted, strict=True):
         assert mine == pytest.approx(theirs, abs=TOLERANCE)
+
+
+CHATS = [
+    [("user", "What needs seven items?"), ("assistant", "the invoice needs seven items")],
+    [("system", "Be brief."), ("user", "Who asks?"), ("assistant", "a customer, 3 times.")],
+    [("user", "Hi"), ("assistant", "Hello"), ("user", "And Paris?"), ("assistant", "a late train\nreturns \u2603")],
+]
+
+
+def _rendered(model: Path) -> tuple[list[list[int]], list[int]]:
+    """Each chat's tokens up to the end of its last answer (without its end of turn), and where that answer begins."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    rows, starts = [], []
+    for chat in CHATS:
+        *before, (_, answer) = chat
+        prompt = [{"role": role, "content": text} for role, text in before]
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        ids, whole = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, text + answer))
+        assert whole[: len(ids)] == ids
+        rows.append(whole)
+        starts.append(len(ids))
+    return rows, starts
+
+
+@pytest.mark.parametrize("adapter", [None, "alpha"])
+def test_the_likelihood_of_chats(url: str, tiny_model: Path, marker_adapters: Path, adapter, tmp_path: Path) -> None:
+    lines = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in CHATS]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = measure_nll(resolve(url, adapter or ""), str(tmp_path / "chats.jsonl"), tmp_path)
+    by_row = [json.loads(line) for line in (tmp_path / found.items_file).read_text().splitlines()]
+    wanted = _expected(tiny_model, marker_adapters / adapter if adapter else None, *_rendered(tiny_model))
+    assert [row["tokens"] for row in by_row] == [len(row) for row in wanted]
+    assert [row["nll"] for row in by_row] == pytest.approx([-sum(r) / len(r) for r in wanted], abs=TOLERANCE)
+    flat = [figure for row in wanted for figure in row]
+    assert found.nll == pytest.approx(-sum(flat) / len(flat), abs=TOLERANCE)

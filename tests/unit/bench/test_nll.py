@@ -17,6 +17,7 @@ from tuneship.core.errors import DataError, EndpointError
 
 class _Door(BaseHTTPRequestHandler):
     rows_asked: ClassVar[list[int]] = []
+    refusals: ClassVar[list[int]] = []
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -24,13 +25,19 @@ class _Door(BaseHTTPRequestHandler):
             return self.send_error(404)
         if body["model"] == "strict":
             return self.send_error(400)
+        if body["model"] == "busy" and _Door.refusals:
+            return self.send_error(_Door.refusals.pop())
         if body["model"] == "broken":
             return self.send_error(502)
         _Door.rows_asked.append(len(body.get("input_ids", [])))
-        if self.path == "/v1/tokenize":  # a token a word; whoever speaks is one too
+        if self.path == "/v1/tokenize" and body["model"] == "boundless":
+            return self.send_error(502)
+        if self.path != "/v1/logprobs":  # a token a word; whoever speaks is one too
             words = [word for m in body["messages"] for word in [m["role"], *m["content"].split()]]
             words += [] if body.get("continue_final_message") else ["assistant"]
-            answer = {"tokens": [len(word) for word in words]}
+            ids = [len(word) for word in words]
+            chat = {"choices": [{"prompt_token_ids": ids}]}
+            answer = {"tokens": ids} if self.path == "/v1/tokenize" else chat
         else:
             pairs = zip(body["input_ids"], body["start"], strict=True)
             answer = {"data": [{"token_logprobs": [-t / 10 for t in ids[start:]]} for ids, start in pairs]}
@@ -73,13 +80,23 @@ def test_reference_rows_are_scored_where_they_carry_loss(url, tmp_path) -> None:
     assert [line["nll"] for line in lines] == pytest.approx([0.25, 1.5])
 
 
-def test_of_a_chat_the_answer_is_scored(url, tmp_path) -> None:
+@pytest.mark.parametrize("model", ["m", "boundless"])  # the second's server cannot answer /v1/tokenize
+def test_of_a_chat_the_answer_is_scored(url, tmp_path, model: str) -> None:
     file = tmp_path / "chat.jsonl"
     chat = [{"role": "user", "content": "how many"}, {"role": "assistant", "content": "a dozen or so"}]
     file.write_text(json.dumps({"messages": chat}) + "\n")
-    result = measure_nll(Target(url, "", ("m",)), str(file), tmp_path)
+    result = measure_nll(Target(url, "", (model,)), str(file), tmp_path)
     assert (result.tokens, result.stderr) == (4, 0)
     assert result.nll == pytest.approx((0.1 + 0.5 + 0.2 + 0.2) / 4)
+
+
+def test_a_busy_server_is_asked_again(url, tmp_path) -> None:
+    data = _reference(tmp_path / "reference.jsonl", ([9, 1], [0, 1]))
+    _Door.refusals[:] = [503, 429]
+    assert measure_nll(Target(url, "", ("busy",)), data, tmp_path).nll == pytest.approx(0.1)
+    _Door.refusals[:] = [503] * 3
+    with pytest.raises(EndpointError, match="answered 503"):
+        measure_nll(Target(url, "", ("busy",)), data, tmp_path)
 
 
 def test_no_request_asks_for_more_than_the_door_takes(url, tmp_path) -> None:

@@ -2,8 +2,8 @@
 
     result = measure_nll(target, "runs/x/artifacts/adapter-3f.../evidence/reference.jsonl", folder, role="tuned")
 
-Rows are token ids with a mask of those that carry loss (`core/parity.py`), or chats, which the server's `/v1/tokenize`
-turns into ids. Of a chat the last answer is scored, without its end of turn.
+Rows are token ids with a mask of those that carry loss (`core/parity.py`), or chats, which the server itself turns into
+ids. Of a chat the last answer is scored, without its end of turn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,9 @@ _BATCH_ROWS = 16
 _BATCH_TOKENS = 32_768
 """Half of what the door takes in one request."""
 _TIMEOUT_S = 300
+_BUSY = {429, 503}
+_PAUSES_S = (0.2, 2.0)
+"""Before it asks again a server that is busy, or lost its engine's connection: scoring changes nothing, so it may."""
 
 
 class CannotScore(EndpointError):
@@ -126,15 +130,37 @@ def _reference_rows(path: Path, limit: int) -> list[_Row]:
 
 def _chat_rows(http: httpx.Client, model: str, data: str, limit: int) -> list[_Row]:
     rows = []
-    for row in read_rows(data, limit):
+    chats = read_rows(data, limit)
+    render = _tokenized if _can_tokenize(http, model, chats[0].prompt) else _prefilled
+    for row in chats:
         answer = {"role": "assistant", "content": row.reference}
-        prompt = _post(http, "/v1/tokenize", {"model": model, "messages": row.prompt})["tokens"]
+        prompt = render(http, {"model": model, "messages": row.prompt})
         whole = {"model": model, "messages": [*row.prompt, answer], "continue_final_message": True}
-        ids = _post(http, "/v1/tokenize", whole)["tokens"]
+        ids = render(http, whole)
         if not prompt or len(ids) <= len(prompt) or ids[: len(prompt)] != prompt:
             raise DataError(f"{row.place}: its prompt's tokens are no beginning of the whole conversation's")
         rows.append(_Row(ids, [0] * len(prompt) + [1] * (len(ids) - len(prompt))))
     return rows
+
+
+def _can_tokenize(http: httpx.Client, model: str, chat: list[dict[str, str]]) -> bool:
+    # Upstream gap: SGLang's /v1/tokenize (0.5.17) fails for a model whose tokenizer has no model_max_length, because
+    # the 10^30 that then stands for it does not fit into its JSON. True everywhere once it answers for such a model.
+    return _send(http, "/v1/tokenize", {"model": model, "messages": chat}).status_code < 500
+
+
+def _tokenized(http: httpx.Client, chat: dict[str, Any]) -> list[int]:
+    tokens: list[int] = _post(http, "/v1/tokenize", chat)["tokens"]
+    return tokens
+
+
+def _prefilled(http: httpx.Client, chat: dict[str, Any]) -> list[int]:
+    """What the engine prefills when it is asked to answer; slower, for it does answer, with one token."""
+    asked = chat | {"max_tokens": 1, "temperature": 0, "return_token_ids": True}
+    tokens: list[int] | None = _post(http, "/v1/chat/completions", asked)["choices"][0].get("prompt_token_ids")
+    if tokens is None:
+        raise CannotScore(f"{http.base_url} tells nobody how it tokenizes a chat")
+    return tokens
 
 
 def _score(http: httpx.Client, model: str, rows: Sequence[_Row]) -> Iterator[Scored]:
@@ -147,10 +173,7 @@ def _score(http: httpx.Client, model: str, rows: Sequence[_Row]) -> Iterator[Sco
 
 
 def _post(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    try:
-        response = http.post(path, json=body)
-    except httpx.HTTPError as error:
-        raise EndpointError(f"{http.base_url} does not answer: {error}") from None
+    response = _send(http, path, body)
     if response.status_code in {404, 405, 501}:
         raise CannotScore(
             f"{http.base_url} cannot score text: it has no {path}", hint="likelihoods need a server of `tuneship serve`"
@@ -161,3 +184,15 @@ def _post(http: httpx.Client, path: str, body: dict[str, Any]) -> dict[str, Any]
         raise EndpointError(f"{path} answered {response.status_code}: {response.text[:300]}")
     found: dict[str, Any] = response.json()
     return found
+
+
+def _send(http: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response:
+    try:
+        for pause_s in _PAUSES_S:
+            response = http.post(path, json=body)
+            if response.status_code not in _BUSY:
+                return response
+            time.sleep(pause_s)
+        return http.post(path, json=body)
+    except httpx.HTTPError as error:
+        raise EndpointError(f"{http.base_url} does not answer: {error}") from None
