@@ -169,6 +169,12 @@ def test_other_tokens_are_no_change(make_report, tmp_path) -> None:
     assert "Held-out NLL" not in page  # a task's score is the headline
 
 
+def test_several_answers_an_item_are_said(make_report, make_eval, tmp_path) -> None:
+    said = "json-fields: an item's score is the mean of 5 answers"
+    assert said in render(make_report(eval=[make_eval(samples=5)]), tmp_path).replace("&#39;", "'")
+    assert "is the mean of" not in render(make_report(), tmp_path).split("<script>", maxsplit=1)[0]
+
+
 def test_an_empty_report_is_a_page_too(make_report, tmp_path) -> None:
     html = render(make_report(load=[], eval=[]), tmp_path)
     assert "Provenance" in html

@@ -1,5 +1,6 @@
 """A rendered report in headless Chromium: every chart is drawn, nothing is refused or thrown."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from tuneship.bench.report.history import HistoryRow
-from tuneship.bench.report.page import render, render_history
+from tuneship.bench.report.page import render, render_comparison, render_history
 from tuneship.core.report import Comparison, GpuUse, Knee, LossPoint, NllResult, Report
 
 CHROMIUM = shutil.which("chromium")
@@ -117,6 +118,22 @@ def test_history_is_drawn(browse) -> None:
     dom, console = browse(render_history(rows))
     assert _drawn(dom) == dict.fromkeys(("score", "ttft_ms", "tpot_ms", "tokens_per_s"), True)
     assert console == ""
+
+
+def test_two_reports_are_shown(rich, browse, tmp_path) -> None:
+    for name, score in (("old", 1), ("new", 0)):
+        item = {"index": 0, "prompt": [{"role": "user", "content": "q"}], "reference": "r", "answer": name,
+                "score": score, "error": ""}  # fmt: skip
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "items.jsonl").write_text(json.dumps(item))
+    evals = [result for result in rich.eval if result.role == "tuned"]
+    report = rich.model_copy(update={"eval": evals})
+    sides = [(report, tmp_path / name / "report.json") for name in ("old", "new")]
+    dom, console = browse(render_comparison(rich.comparison, *sides))
+    assert console == ""
+    assert "From right to wrong" in dom
+    assert dom.count('<tr class="note">') == 1  # of the verdict that cannot be told
+    assert '<p class="question">q</p>' in dom
 
 
 def test_the_console_is_heard(browse) -> None:

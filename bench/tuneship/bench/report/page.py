@@ -17,11 +17,13 @@ import vl_convert
 
 from tuneship.bench.report import charts, headline
 from tuneship.bench.report.charts import Spec
+from tuneship.bench.report.comparison import common_tasks
 from tuneship.bench.report.headline import format_figure, format_ms
 from tuneship.bench.report.history import HistoryRow
 from tuneship.bench.report.quality import nll_rows, task_rows
+from tuneship.bench.testbed import differences
 from tuneship.core.files import write_atomic
-from tuneship.core.report import Report
+from tuneship.core.report import Comparison, Report
 
 _OVER_TIME: tuple[tuple[Literal["ttft_ms", "e2e_ms"], str], ...] = (
     ("ttft_ms", "Time to first token"),
@@ -48,6 +50,7 @@ def render(report: Report, folder: Path) -> str:
         "report.html.j2",
         _specs(report),
         report=report,
+        comparison=report.comparison,
         tiles=headline.tiles(report),
         warnings=headline.warnings(report),
         tasks=task_rows(report, folder),
@@ -57,6 +60,31 @@ def render(report: Report, folder: Path) -> str:
         has_goodput=any(level.goodput is not None for level in report.load),
         slos={name: limit for level in report.load for name, limit in level.slo_ms.items()},
         engine_names=list(dict.fromkeys(name for level in report.load for name in level.engine)),
+    )
+
+
+def write_comparison_html(
+    rows: Sequence[Comparison], baseline: tuple[Report, Path], candidate: tuple[Report, Path], path: Path
+) -> None:
+    """Write the page of `tuneship bench compare` of two stored reports, each with the file that it was read from."""
+    html = render_comparison(rows, baseline, candidate)
+    write_atomic(path, html.encode("utf-8", "replace").decode())
+
+
+def render_comparison(rows: Sequence[Comparison], baseline: tuple[Report, Path], candidate: tuple[Report, Path]) -> str:
+    """The verdicts, and the answers that changed, as one string of HTML."""
+    (a, file_a), (b, file_b) = baseline, candidate
+    return _render(
+        "two_reports.html.j2",
+        {},
+        comparison=rows,
+        apart=differences(a.testbed, b.testbed),
+        tasks=common_tasks(a, file_a.parent, b, file_b.parent),
+        titles=("From right to wrong", "From wrong to right"),
+        sides=[
+            {"role": "baseline", "report": a, "file": str(file_a)},
+            {"role": "candidate", "report": b, "file": str(file_b)},
+        ],
     )
 
 
