@@ -8,6 +8,8 @@ sign-flip test, Holm, verdict. Their kinds come in random order, so that a drift
 Comparisons of the same kind are afterwards also put together by twos, fours and eights: what more pairs would find.
 It ends after --minutes, with as many comparisons as were done.
 
+Several servers of one testbed, each on a GPU of its own, share the work.
+
     tuneship serve MODEL                       # elsewhere
     .venv/bin/python bench/studies/power.py http://127.0.0.1:30000 --minutes 30 --out FILE
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import multiprocessing
 import random
 import shlex
 import statistics
@@ -24,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -49,7 +53,7 @@ _SPIN_S = 0.0015
 def main() -> None:
     """Compare until the time is up, and write the shares as JSON on stdout, and into `--out`."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("url")
+    parser.add_argument("urls", nargs="+")
     parser.add_argument("--model", default="")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--pairs", type=int, default=8, help="a comparison")
@@ -63,17 +67,17 @@ def main() -> None:
     parser.add_argument("--proxy", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.proxy:
-        asyncio.run(_proxy(options.url))
+        asyncio.run(_proxy(options.urls[0]))
         return
-    target = resolve(options.url, options.model)
-    found: dict[float, list[list[Pair]]] = {slower: [] for slower in SLOWER}
-    with _running_proxy(target.url) as url:
-        _compare_until_the_end(target, url, options, found)
+    target = resolve(options.urls[0], options.model)
+    with ProcessPoolExecutor(len(options.urls), multiprocessing.get_context("spawn")) as pool:
+        shares = list(pool.map(partial(_compare_until_the_end, options=options), options.urls))
+    found = {slower: [pairs for share in shares for pairs in share[slower]] for slower in SLOWER}
     result = {
         "what": "comparisons of a real server with itself; share of them with any metric regressed",
         "command": shlex.join([".venv/bin/python", *sys.argv]),
         "testbed": testbed.describe(target).model_dump(mode="json"),
-        "options": {name: value for name, value in vars(options).items() if name not in {"out", "proxy", "url"}},
+        "options": {name: value for name, value in vars(options).items() if name not in {"out", "proxy", "urls"}},
         "planted": [_as_record(slower, pairs, options) for slower, pairs in found.items()],
     }
     text = json.dumps(result, indent=1) + "\n"
@@ -82,32 +86,25 @@ def main() -> None:
     sys.stdout.write(text)
 
 
-def _compare_until_the_end(
-    target: Target, url: str, options: argparse.Namespace, found: dict[float, list[list[Pair]]]
-) -> None:
-    load = LoadPlan(
-        (),
-        options.duration_s,
-        "poisson",
-        options.input_tokens,
-        options.output_tokens,
-        concurrency=(options.concurrency,),
-    )
-    sides = {slower: target._replace(url=f"{url}/{round(slower * 1000)}") for slower in SLOWER}
-    answer_s = warm_up(sides[0.0], load)
-    measure_block(sides[0.0], load, answer_s)
+def _compare_until_the_end(where: str, options: argparse.Namespace) -> dict[float, list[list[Pair]]]:
+    """Comparisons by what was planted in them."""
+    target = resolve(where, options.model)
+    closed = (options.concurrency,)
+    load = LoadPlan((), options.duration_s, "poisson", options.input_tokens, options.output_tokens, concurrency=closed)
     kinds = [0.0] * options.a_a + [slower for slower in SLOWER if slower]
-    rng = random.Random(0)
-    end = time.monotonic() + options.minutes * 60
-    seed = 0
-    while True:
-        for slower in rng.sample(kinds, len(kinds)):
-            measure = partial(_measure, load, answer_s, seed)
-            pairs = live.measure_pairs(sides[0.0], sides[slower], measure, options.pairs)
-            seed += options.pairs
-            found[slower].append(pairs)
-            if time.monotonic() > end:
-                return
+    rng = random.Random(where)
+    found: dict[float, list[list[Pair]]] = {slower: [] for slower in SLOWER}
+    with _running_proxy(target.url) as url:
+        sides = {slower: target._replace(url=f"{url}/{round(slower * 1000)}") for slower in SLOWER}
+        answer_s = warm_up(sides[0.0], load)
+        measure_block(sides[0.0], load, answer_s)
+        end = time.monotonic() + options.minutes * 60
+        while time.monotonic() < end:
+            for slower in rng.sample(kinds, len(kinds)):
+                seed = options.pairs * sum(map(len, found.values()))
+                measure = partial(_measure, load, answer_s, seed)
+                found[slower].append(live.measure_pairs(sides[0.0], sides[slower], measure, options.pairs))
+    return found
 
 
 def _measure(load: LoadPlan, answer_s: float, first_seed: int, side: Target, index: int) -> LoadResult:
