@@ -1,0 +1,89 @@
+"""When the base is measured, and measured again: by what its figures depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from tuneship.cli.pipeline import Pipeline
+from tuneship.core import recipe_file
+from tuneship.core.artifact import Artifact, Base, Manifest, QuantizationRecord, TemplateRecord
+from tuneship.core.parity import ReferenceRow, write_reference
+from tuneship.core.rundir import RunDir
+
+BASE = Base(id="org/base", revision="main", weights_sha256="a" * 64, architecture="LlamaForCausalLM")
+Made = Callable[..., Artifact]
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Made:
+    """Factory (name, token ids=(), trained=) -> an adapter whose evidence asks about these tokens."""
+
+    def make(name: str, ids: tuple[int, ...] = (), said: float = 0.0) -> Artifact:
+        path = tmp_path / name
+        path.mkdir()
+        if ids:
+            log_p = [said] * len(ids)
+            mask = [0] + [1] * (len(ids) - 1)
+            row = ReferenceRow(input_ids=list(ids), loss_mask=mask, dtype="float32", base=log_p, trained=log_p)
+            write_reference(path / "evidence", [row])
+        quantization = QuantizationRecord(method="nf4", double=True, compute_dtype="bfloat16")
+        template = TemplateRecord(text="", sha256="c", source="model")
+        about = {"base": BASE, "quantization": quantization, "template": template}
+        return Artifact(path, Manifest(kind="adapter", content_id=name, input_id="1", end_token_ids=(2,),
+                                       tokenizer_sha256="b", **about))  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def pipeline(tmp_path: Path) -> Callable[[dict], Pipeline]:
+    """Factory (the recipe's bench) -> a pipeline in a run directory of its own."""
+    for name in ("rows.jsonl", "mine.py", "trace.jsonl"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "run").mkdir()
+
+    def make(bench: dict) -> Pipeline:
+        file = tmp_path / "recipe.toml"
+        file.write_text(tomli_w.dumps({"model": {"id": "org/base"}, "data": {"train": "rows.jsonl"}, "bench": bench}))
+        return Pipeline(RunDir(tmp_path / "run"), recipe_file.load(file))
+
+    return make
+
+
+def _measured(work: Pipeline, served: Artifact) -> None:
+    """Record, as the stage's end does, that the base was measured."""
+    attempt = work.run.new_attempt("baseline")
+    (attempt / "eval.json").write_text("{}")
+    work.run.finish("baseline", work._baseline_id(BASE, served), attempt / "eval.json", attempt)
+    assert not work.needs_baseline(BASE, served)
+
+
+def test_there_is_nothing_to_ask_the_base(pipeline, trained):
+    work = pipeline({})
+    assert not work.needs_baseline(BASE, trained("no-rows"))
+    assert work.baseline(BASE, "base", trained("no-rows-either")) is None
+
+
+def test_held_out_rows_alone_are_something_to_ask(pipeline, trained):
+    assert pipeline({}).needs_baseline(BASE, trained("rows", ids=(1, 2)))
+
+
+def test_a_new_training_on_the_same_rows_asks_the_base_nothing_again(pipeline, trained):
+    work = pipeline({})
+    _measured(work, trained("one", ids=(1, 2, 3)))
+    assert not work.needs_baseline(BASE, trained("again", ids=(1, 2, 3), said=-0.5))
+    assert work.needs_baseline(BASE, trained("others", ids=(1, 2, 4)))
+
+
+@pytest.mark.parametrize("file", ["rows.jsonl", "mine.py", "trace.jsonl"])
+def test_a_changed_file_is_measured_again(pipeline, trained, tmp_path: Path, file: str):
+    tasks = [{"task": "python:mine.py:f", "data": "rows.jsonl"}]
+    work, served = pipeline({"eval": tasks, "load": {"trace": "trace.jsonl"}}), trained("one")
+    assert work.needs_baseline(BASE, served)
+    _measured(work, served)
+    (tmp_path / file).write_text("something else")
+    assert work.needs_baseline(BASE, served)
