@@ -101,6 +101,19 @@ def test_the_report_has_all_that_was_measured(served):
     assert "as you wish" in (run.path / "report.html").read_text()
 
 
+def test_held_out_likelihood_is_that_of_the_tokens_that_training_saw(served):
+    run, _, log = served
+    report = read_report(run.report)
+    base, tuned = report.nll
+    assert (base.role, tuned.role) == ("base", "tuned")
+    assert base.rows == tuned.rows == report.parity.rows
+    assert base.tokens == tuned.tokens == report.parity.tokens
+    assert tuned.nll == pytest.approx(report.parity.nll, abs=2e-3)  # one float32 checkpoint, two implementations
+    assert base.nll > tuned.nll + 1
+    assert all((run.path / result.items_file).is_file() for result in report.nll)
+    assert re.search(r"rows\.jsonl +tuned", log.read_text())
+
+
 def test_what_was_trained_is_what_answers(served):
     import openai
 
