@@ -178,6 +178,7 @@ def _close(work: Pipeline, target: Target, adapter: Artifact) -> None:
             str(work.run.report),
             latency_margin=gate.latency_margin,
             quality_margin=gate.quality_margin,
+            nll_margin=gate.nll_margin,
             alpha=gate.alpha,
         )
 

@@ -227,5 +227,7 @@ def test_exit_codes(make_report, make_level, tmp_path, capsys) -> None:
     out = capsys.readouterr()
     assert "cannot tell: the candidate has 3 requests, 20 are needed" in " ".join(out.out.split())
     assert "cannot tell" in out.err
+    verb(one, html=tmp_path / "page.html")
+    assert "poisson 4/s TTFT p50 ms" in (tmp_path / "page.html").read_text()
     with pytest.raises(EndpointError, match="no report at"):
         compare_verb(str(tmp_path), str(tmp_path / "missing.json"))

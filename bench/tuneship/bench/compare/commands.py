@@ -97,6 +97,7 @@ def compare(
     out: Path | None = None,
     junit: Path | None = None,
     markdown: Path | None = None,
+    html: Path | None = None,
     key_env: str = "",
 ) -> None:
     """Tell whether a candidate is slower or worse than a baseline: two servers measured in turn, or two reports.
@@ -135,6 +136,8 @@ def compare(
         File for the verdicts as JUnit XML.
     markdown
         File for the verdicts as a Markdown table.
+    html
+        Of reports: file for a page with the verdicts and the answers that changed.
     key_env
         Environment variable that holds the API key of both servers.
 
@@ -150,6 +153,8 @@ def compare(
         raise TuneshipError("a server and a report cannot be compared", hint="give two servers, or two reports")
     if bool(questions.task) != bool(questions.data):
         raise TuneshipError("a task needs data, and data needs a task", hint="give both --task and --data")
+    if html and all(are_servers):
+        raise TuneshipError("--html shows two reports", hint="of two servers, --out keeps a report")
     margins = stored.Margins(latency_margin, quality_margin, nll_margin)
     if all(are_servers):
         a, b = resolve(baseline, model, key_env), resolve(candidate, candidate_model or model, key_env)
@@ -163,6 +168,11 @@ def compare(
         known = read_calibration(before.report.testbed)
         found = stored.weigh(before, after, margins, known, alpha, allow_different_testbeds=allow_different_testbeds)
         rows = judge(found, alpha)
+        if html:
+            from tuneship.bench.report.page import write_comparison_html  # noqa: PLC0415 - 2 s of altair
+
+            files = [(side.report, side.folder / "report.json") for side in (before, after)]
+            write_comparison_html(rows, files[0], files[1], html)
     tables.show_comparison(rows)
     if junit:
         outputs.write_junit(rows, junit)

@@ -149,7 +149,7 @@ def _load_key(level: LoadResult) -> object:
 
 
 def _eval_key(result: EvalResult) -> object:
-    return result.task, Path(result.data).name, result.role, result.samples
+    return Path(result.task).name, Path(result.data).name, result.role, result.samples
 
 
 def _nll_key(result: NllResult) -> object:
