@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import signal
+import statistics
+import subprocess
+import sys
 from pathlib import Path
 
 import aiohttp
+import httpx
 import openai
 import pytest
+
+from tuneship.bench.load import engine_metrics, processes
+from tuneship.bench.load.workload import Request
 
 pytestmark = pytest.mark.integration
 
@@ -16,6 +25,10 @@ CHAT = "/v1/chat/completions"
 BASE = "tiny-llama"
 ANSWER_TOKENS = 16
 EQUAL_SHARE = 0.95
+MIX = ("alpha", "beta")
+CROSS_CHECK = Path(__file__).parents[2] / "bench" / "studies" / "cross_check.py"
+FACTOR = 3
+"""A busy machine's noise; a time that is not divided by its tokens is 63 times too long, a wrong unit 1000 times."""
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +150,47 @@ async def test_a_stream_is_what_the_engine_sends(url):
         assert chunk["model"] == "gamma"
 
 
+async def test_what_the_engine_counted_is_what_was_asked(server, url, tiny_model, marker_adapters):
+    asked = [Request(0.0, name, [{"role": "user", "content": f"a secret {n}"}], 8) for n in range(3) for name in MIX]
+    before = engine_metrics.scrape(url)
+    recording = await asyncio.to_thread(processes.run, url, "", asked, drain_s=60)
+    page = (await asyncio.to_thread(httpx.get, f"{url}/metrics", trust_env=False)).text
+    counted = engine_metrics.change(before, engine_metrics.parse(page))
+
+    assert not [record.error for record in recording.records if record.error]
+    assert counted["sglang:num_requests_total"] == len(asked)
+    assert counted["sglang:prompt_tokens_total"] == sum(record.input_tokens for record in recording.records)
+    assert counted["sglang:generation_tokens_total"] == len(asked) * 8
+    assert counted["sglang:num_queue_reqs"] == 0
+    e2e_s = [record.end_s - record.sent_s for record in recording.records]
+    # It says seconds, and does not see the way through the door.
+    assert 0 < counted["sglang:e2e_request_latency_seconds"] <= statistics.fmean(e2e_s)
+    assert 0 < counted["sglang:time_to_first_token_seconds"] < counted["sglang:e2e_request_latency_seconds"]
+    assert counted["sglang:generation_tokens_histogram"] == 8
+    assert all(map(math.isfinite, counted.values()))
+    for private in ("secret", str(tiny_model), str(marker_adapters), str(server.folder)):
+        assert private not in page
+
+
+def test_sglangs_own_benchmark_measures_the_same(url, tiny_model, tmp_path):
+    """The same load by both: equal token counts, and medians that rule out another unit or definition."""
+    load = ("--concurrency", "2", "--requests", "8", "--input-words", "24", "--output-tokens", "64", "--rounds", "2")
+    found = tmp_path / "found.json"
+    server = ("--url", url, "--model", "alpha", "--tokenizer", str(tiny_model))
+    subprocess.run([sys.executable, CROSS_CHECK, *server, *load, "--out", found], check=True)
+    (level,) = json.loads(found.read_text())["levels"]
+    ours, theirs = level["runs"]["tuneship"], level["runs"]["sglang"]
+    for run in (*ours, *theirs):
+        assert run["completed"] == 8
+        assert run["output_tokens"] == run["engine_output_tokens"] == 8 * 64
+        assert run["engine_prompt_tokens"] == ours[0]["input_tokens"] > 8 * 24
+        # What is cached is the template's beginning: nobody was answered from another run's prompts.
+        assert run["engine_cached_tokens"] < run["engine_prompt_tokens"] / 2
+    for name in ("ttft_ms_p50", "tpot_ms_p50", "e2e_ms_p50"):
+        best, their_best = (min(run[name] for run in runs) for runs in (ours, theirs))
+        assert 1 / FACTOR < best / their_best < FACTOR, name
+
+
 async def test_sigterm_finishes_what_is_in_flight(server, url):
     """Last in this module: it ends the server."""
     body = {"model": "alpha", "prompt": "a", "max_tokens": 100, "ignore_eos": True, "stream": True}
@@ -148,3 +202,4 @@ async def test_sigterm_finishes_what_is_in_flight(server, url):
     assert server.exit_code() == 0
     assert not server.endpoint_file.exists()
     server.assert_no_orphans()
+    assert not list(server.folder.glob("*.counters")), "what the engine counted lies about"
