@@ -1,10 +1,10 @@
 """Does the load client measure what a server really did? Against one that notes when it sent each chunk.
 
-A server in a process of its own streams answers on a fixed schedule and notes when a request arrived and when each
-chunk with text was handed to the kernel. What the client says of TTFT, ITL and E2E at p50 and p99 is then compared with
-the notes: each must be within 5 % or 2 ms of them, or `client_health` must call the run invalid. Answers are steady,
-with a stall, in bursts, with several tokens a chunk, with empty chunks; others fail (no usage, 429, an error in
-mid-stream) and must be counted by kind and not measured.
+A server in a process of its own (`schedule_server.py`) streams answers on a fixed schedule and notes when a request
+arrived and when each chunk with text was handed to the kernel. What the client says of TTFT, ITL and E2E at p50 and p99
+is then compared with the notes: each must be within 5 % or 2 ms of them, or `client_health` must call the run invalid.
+Answers are steady, with a stall, in bursts, with several tokens a chunk, with empty chunks; others fail (no usage, 429,
+an error in mid-stream) and must be counted by kind and not measured.
 
 Not measured: the network between two machines, and the server's own lateness (its notes are the truth, late or not).
 One stream is a closed loop of one; more are all in flight together. It exits with 1 when a level is wrong and not
@@ -17,44 +17,28 @@ at sending and at reading add up; that is why the limit on the lag is a third of
 from __future__ import annotations
 
 import argparse
-import asyncio
-import gc
 import json
 import shlex
-import subprocess
 import sys
-import time
-import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from schedule_server import CHUNKS, KINDS, collect_notes, running_server
 
 from tuneship.bench.load import metrics, processes
 from tuneship.bench.load.drive import Recording
 from tuneship.bench.load.workload import Request
 from tuneship.core import hardware
 
-KINDS = ("steady", "stall", "burst", "several", "empty", "no-usage", "http-429", "broken")
 EXPECTED = {"no-usage": "missing_usage", "http-429": "http_429", "broken": "stream_error"}
-CHUNKS = 60
 GAP_MS = {1: 10, 64: 25, 256: 50, 1000: 100}
-_FIRST_S = 0.3
-_STALL_S = 0.5
 _SENDS_PER_S = 250
 """A new connection costs the client most of a millisecond: faster than this, one core is busy with opening them."""
 _SHARE = 0.05
 _LEAST_MS = 2.0
-
-
-class Step(NamedTuple):
-    """When after its arrival a request gets which bytes, and how many of their events carry text."""
-
-    at_s: float
-    data: bytes
-    texts: int
 
 
 class Figure(NamedTuple):
@@ -96,11 +80,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="+", default=sorted(GAP_MS), choices=sorted(GAP_MS))
     parser.add_argument("--processes", type=int, default=1, help="of the client")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.serve:
-        asyncio.run(_serve())
-        return
     with running_server() as url:
         verdicts = [measure(url, streams, options.processes) for streams in options.streams]
     found = {
@@ -117,18 +97,6 @@ def main() -> None:
     sys.exit(0 if all(verdict.honest for verdict in verdicts) else 1)
 
 
-@contextmanager
-def running_server() -> Iterator[str]:
-    """URL of the server, in a process of its own."""
-    process = subprocess.Popen([sys.executable, __file__, "--serve"], stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.terminate()
-        process.communicate()
-
-
 def measure(url: str, streams: int, client_processes: int = 1) -> Verdict:
     """Drive `streams` at once (one: each kind in turn) and judge what the client says by the server's notes."""
     gap_ms = GAP_MS[streams]
@@ -138,9 +106,7 @@ def measure(url: str, streams: int, client_processes: int = 1) -> Verdict:
         _request(index / min(count, _SENDS_PER_S), KINDS[index % len(KINDS)], gap_ms, index) for index in range(count)
     ]
     recording = _run(url, requests, client_processes, 1 if streams == 1 else 0)
-    with urllib.request.urlopen(f"{url}/notes", timeout=30) as response:  # noqa: S310 - our own server's
-        notes = json.load(response)
-    return _judge(streams, recording, notes)
+    return _judge(streams, recording, collect_notes(url))
 
 
 def _run(url: str, requests: Sequence[Request], client_processes: int, concurrency: int) -> Recording:
@@ -192,105 +158,6 @@ def _as_record(verdict: Verdict) -> dict[str, Any]:
         for f in verdict.figures
     }
     return {**verdict._asdict(), "honest": verdict.honest, "figures": figures}
-
-
-def plan(kind: str, gap_s: float) -> list[Step]:
-    """What the server does for a request of this kind, as a list of writes."""
-    role, word, empty = _event({"role": "assistant", "content": ""}), _event({"content": "word "}), _event({})
-    steps = [Step(_FIRST_S + index * gap_s, word, 1) for index in range(CHUNKS)]
-    if kind == "stall":
-        half = CHUNKS // 2
-        steps = steps[:half] + [step._replace(at_s=step.at_s + _STALL_S) for step in steps[half:]]
-    elif kind == "burst":
-        steps = [step._replace(at_s=_FIRST_S + index // 4 * 4 * gap_s) for index, step in enumerate(steps)]
-    elif kind == "several":
-        steps = [step._replace(data=_event({"content": "three words here "})) for step in steps]
-    elif kind == "empty":
-        steps = [step for full in steps for step in (full, Step(full.at_s + gap_s / 2, empty, 0))]
-    elif kind == "broken":
-        return [Step(0, role, 0), *steps[:5], Step(steps[5].at_s, b'data: {"error": {"message": "so planned"}}\n\n', 0)]
-    tokens = CHUNKS * (3 if kind == "several" else 1)
-    usage = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": tokens}}
-    end = (b"" if kind == "no-usage" else b"data: " + json.dumps(usage).encode() + b"\n\n") + b"data: [DONE]\n\n"
-    return [Step(0, role, 0), *steps, Step(steps[-1].at_s, end, 0)]
-
-
-def _event(delta: dict[str, str]) -> bytes:
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-    body = {"id": "0" * 32, "object": "chat.completion.chunk", "created": 0, "model": "truth", "choices": [choice]}
-    return b"data: " + json.dumps(body).encode() + b"\n\n"
-
-
-class _Server(asyncio.Protocol):
-    """As little HTTP as it takes, so that the server is not what is slow: asyncio's own transport writes at once."""
-
-    notes: dict[str, list[float]]
-    _transport: asyncio.Transport
-
-    def __init__(self, notes: dict[str, list[float]], running: set[asyncio.Task[None]]) -> None:
-        self.notes = notes
-        self._running = running
-        self._received = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        arrived_s = time.perf_counter()
-        self._received += data
-        head, blank, body = self._received.partition(b"\r\n\r\n")
-        if not blank or len(body) < _content_length(head):
-            return
-        self._received = b""
-        if head.startswith(b"GET /notes"):
-            self._reply(b"200 OK", json.dumps(self.notes).encode())
-            self.notes.clear()
-            return
-        model = json.loads(body)["model"]
-        kind, gap_ms, _ = model.split(":")
-        if kind == "http-429":
-            self._reply(b"429 Too Many Requests", b'{"error": {"message": "so planned"}}')
-            return
-        self.notes[model] = note = [arrived_s]
-        task = asyncio.create_task(self._stream(plan(kind, int(gap_ms) / 1e3), note))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-
-    def _reply(self, status: bytes, body: bytes) -> None:
-        head = b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        self._transport.write(head % (status, len(body)) + body)
-
-    async def _stream(self, steps: Sequence[Step], note: list[float]) -> None:
-        self._transport.write(
-            b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
-        for at_s, data, texts in steps:
-            wait_s = note[0] + at_s - time.perf_counter()
-            if wait_s > 0:
-                await asyncio.sleep(wait_s)
-            now_s = time.perf_counter()
-            self._transport.write(b"%x\r\n%s\r\n" % (len(data), data))
-            note += [now_s] * texts
-        note.append(now_s)
-        self._transport.write(b"0\r\n\r\n")
-
-
-def _content_length(head: bytes) -> int:
-    lines = (line.partition(b":") for line in head.split(b"\r\n"))
-    return next((int(value) for name, _, value in lines if name.lower() == b"content-length"), 0)
-
-
-async def _serve() -> None:
-    gc.disable()  # it lives for a minute, and a collection would be a stall that nobody planned
-    notes: dict[str, list[float]] = {}
-    running: set[asyncio.Task[None]] = set()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: _Server(notes, running), "127.0.0.1", 0, backlog=2048
-    )
-    sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
-    sys.stdout.flush()
-    await server.serve_forever()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The client against a server that notes when it sent each chunk: it says what the server did, or that it cannot."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ STUDY = Path(__file__).parents[3] / "bench" / "studies" / "truth.py"
 
 @pytest.fixture(scope="module")
 def truth():
+    sys.path.append(str(STUDY.parent))  # as when it is run: studies import their neighbours
     spec = importlib.util.spec_from_file_location("truth_study", STUDY)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
