@@ -98,7 +98,7 @@ $(LATEST)/.setup-done: pyproject.toml | $(UV)
 	Path("$(LATEST)/overrides.txt").write_text("\n".join(uv["override-dependencies"]) + "\n")'
 	cd $$(mktemp -d) && $(abspath $(UV)) pip install $(QUIET) --upgrade --compile-bytecode --python $(CURDIR)/$(LATEST) \
 	  --overrides $(CURDIR)/$(LATEST)/overrides.txt --group $(CURDIR)/pyproject.toml:dev \
-	  --editable "$(CURDIR)[train,serve,bench,demo]"
+	  --editable "$(CURDIR)[train,serve,bench,eval,demo]"
 	@touch $@
 
 # Only a Python that is on this machine: nothing is downloaded behind the user's back.

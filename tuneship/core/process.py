@@ -24,6 +24,7 @@ def spawn(
     *,
     env: Mapping[str, str] | None = None,
     stdout: int | IO[bytes] | None = None,
+    cwd: Path | None = None,
     on_parent_death: signal.Signals = signal.SIGTERM,
 ) -> subprocess.Popen[bytes]:
     """Start `argv` with stderr joined to `stdout`, in its own session, so that a terminal's Ctrl-C reaches only us.
@@ -36,6 +37,7 @@ def spawn(
         stdin=subprocess.DEVNULL,
         stdout=stdout,
         stderr=subprocess.STDOUT,
+        cwd=cwd,
         start_new_session=True,
         preexec_fn=die_with_parent(on_parent_death, os.getpid()),  # noqa: PLW1509 - runs two system calls, no locks
     )

@@ -196,6 +196,7 @@ class BenchLoad(Section):
 
 
 NAMED_WORKLOADS = ("fixed", "shared-prefix", "heldout")
+LM_EVAL_PREFIX = "lm-eval:"
 SCORERS = ("exact", "normalised", "choice", "regex", "numeric", "rouge-l", "json-fields", "json-schema", "sql")
 
 
@@ -203,34 +204,55 @@ class BenchEval(Section):
     """One quality task: a scorer over rows whose last message is the reference answer."""
 
     task: Annotated[str, Field(min_length=1)]
-    """A scorer, or `python:FILE.py:function` (answer, reference, row -> 0..1)."""
-    data: Annotated[str, Field(min_length=1)]
+    """A scorer, `python:FILE.py:function` (answer, reference, row -> 0..1), or lm-eval's: `lm-eval:NAME`, or
+    `lm-eval:FILE.yaml` for a task of one's own.
+    """
+    data: str = ""
+    """Every task needs it but lm-eval's, which names its own."""
     options: dict[str, str | int | float | bool] = {}
     """The scorer's own, such as {pattern = "..."}; a `schema` that is no JSON object is a path, as `data` is."""
     limit: Count = 200
-    max_tokens: Count = 128
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+    """Of one answer. 0: 128; for lm-eval's tasks what they say themselves."""
     samples: Count = 1
     temperature: Annotated[float, Field(ge=0)] = 0
-    """Above 0 where `samples` is above 1, or all of them are the same."""
+    """Above 0 where `samples` is above 1, or all of them are the same. 0: greedy, or what lm-eval's task says."""
 
     @model_validator(mode="after")
     def _known_task_and_real_samples(self) -> BenchEval:
-        if self.task.startswith("lm-eval:"):
-            raise ValueError(f"task = {self.task!r} is not yet supported")
+        if self.task.startswith(LM_EVAL_PREFIX):
+            return self._names_what_lm_eval_takes()
         if self.task not in SCORERS and not self.task.startswith("python:"):
-            raise ValueError(f"task = {self.task!r} is none of: {', '.join(SCORERS)}, python:FILE.py:function")
+            raise ValueError(
+                f"task = {self.task!r} is none of: {', '.join(SCORERS)}, python:FILE.py:function, lm-eval:NAME"
+            )
+        if not self.data:
+            raise ValueError(f"task = {self.task!r} needs data = a file of rows")
         if self.samples > 1 and not self.temperature:
             raise ValueError(f"samples = {self.samples} needs a temperature above 0")
         return self
 
+    def _names_what_lm_eval_takes(self) -> BenchEval:
+        if self.task == LM_EVAL_PREFIX:
+            raise ValueError(f"task = {self.task!r} names no task")
+        if self.data:
+            raise ValueError(f"data = {self.data!r}, but task = {self.task!r} names its own")
+        if self.samples > 1:
+            raise ValueError(f"samples = {self.samples}, but task = {self.task!r} has its own number (`repeats`)")
+        return self
+
 
 class BenchGate(Section):
-    """What counts as a regression. Margins are ratios against the baseline."""
+    """What counts as a regression."""
 
     baseline: str = ""
     """The report.json to be no worse than; empty: nothing is gated."""
     latency_margin: Share = 0.05
+    """Share by which latencies may grow and throughput may fall."""
     quality_margin: Share = 0.02
+    """Points of score, in 0..1."""
+    nll_margin: Annotated[float, Field(gt=0)] = 0.02
+    """Nats per token of held-out text."""
     alpha: Share = 0.05
 
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from tuneship.core.errors import DataError, RecipeError
 from tuneship.core.files import sha256_text, write_atomic
-from tuneship.core.recipe import BUNDLED_PREFIX, NAMED_WORKLOADS, Bench, BenchEval, Recipe
+from tuneship.core.recipe import BUNDLED_PREFIX, LM_EVAL_PREFIX, NAMED_WORKLOADS, Bench, BenchEval, Recipe
 
 _REQUIRED = "model.id and data.train are the two keys without a default"
 _TOML_WORDS = {"tuple": "list", "dictionary": "table"}
@@ -75,7 +75,10 @@ def bench_files(recipe: Recipe) -> list[str]:
     found = [load.trace, "" if prompts in NAMED_WORKLOADS else prompts]
     for task in recipe.bench.eval:
         schema = task.options.get("schema")
-        found += [task.data, _scorer_file(task.task), schema if _is_schema_file(schema) else ""]
+        file = _scorer_file(task.task)
+        found += [task.data, file, schema if _is_schema_file(schema) else ""]
+        if task.task.startswith(LM_EVAL_PREFIX) and file:  # its data and code lie beside it
+            found.append(f"{glob.escape(str(Path(file).parent))}/*")
     return [path for path in found if path]
 
 
@@ -232,6 +235,7 @@ def _absolute_bench(bench: Bench, absolute: Callable[[str], str]) -> Bench:
 
 def _absolute_eval(task: BenchEval, absolute: Callable[[str], str]) -> BenchEval:
     file = _scorer_file(task.task)
+    before, _, after = task.task.partition(":")
     options = {
         key: absolute(value) if key == "schema" and _is_schema_file(value) else value
         for key, value in task.options.items()
@@ -239,14 +243,16 @@ def _absolute_eval(task: BenchEval, absolute: Callable[[str], str]) -> BenchEval
     return task.model_copy(
         update={
             "data": absolute(task.data),
-            "task": f"python:{absolute(file)}:{task.task.rpartition(':')[2]}" if file else task.task,
+            "task": f"{before}:{absolute(file)}{after[len(file) :]}" if file else task.task,
             "options": options,
         }
     )
 
 
 def _scorer_file(task: str) -> str:
-    """FILE.py of `python:FILE.py:function`; empty for any other task."""
+    """FILE.py of `python:FILE.py:function`, FILE.yaml of `lm-eval:FILE.yaml`; empty for any other task."""
+    if task.startswith(LM_EVAL_PREFIX):
+        return task.removeprefix(LM_EVAL_PREFIX) if task.endswith((".yaml", ".yml")) else ""
     prefix, _, rest = task.partition(":")
     return rest.rpartition(":")[0] if prefix == "python" else ""
 

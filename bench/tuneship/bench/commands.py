@@ -19,6 +19,7 @@ from cyclopts.validators import Number
 from tuneship.bench.parameters import Count, NotNegative, Positive, Rate
 from tuneship.core.errors import DataError, TuneshipError
 from tuneship.core.progress import say
+from tuneship.core.recipe import LM_EVAL_PREFIX
 from tuneship.core.report import EvalResult, Knee, LoadResult, NllResult, Report, write_report
 
 if TYPE_CHECKING:
@@ -148,16 +149,18 @@ def eval_(
     url: str,
     *,
     task: str,
-    data: str,
+    data: str = "",
     model: str = "",
     limit: Count = 200,
-    max_tokens: Count = 128,
+    max_tokens: Count | None = None,
     samples: Count = 1,
     temperature: float = 0,
     seed: int = 0,
     pattern: str = "",
     tolerance: float = 0,
     schema: Path | None = None,
+    metric: str = "",
+    num_fewshot: int | None = None,
     out: Path | None = None,
     key_env: str = "",
 ) -> None:
@@ -171,15 +174,15 @@ def eval_(
         A server's URL, an endpoint.json, or a run directory with one.
     task
         The scorer: exact, normalised, choice, regex, numeric, rouge-l, json-fields, json-schema, sql, or
-        python:FILE.py:function (answer, reference, row -> 0..1).
+        python:FILE.py:function (answer, reference, row -> 0..1); or lm-eval:NAME, lm-eval:FILE.yaml.
     data
-        JSONL of chats ({"messages": [...]}) whose last message is the reference answer.
+        JSONL of chats ({"messages": [...]}) whose last message is the reference answer; lm-eval's tasks have their own.
     model
         The name to send. Default: the first that the server lists.
     limit
         Rows at most, from the first on.
     max_tokens
-        Tokens an answer may have.
+        Tokens an answer may have. Default: 128; for lm-eval's tasks what they say themselves.
     samples
         Answers an item; its score is their mean.
     temperature
@@ -192,6 +195,10 @@ def eval_(
         numeric: by how much the numbers may differ.
     schema
         json-schema: the schema's file, for rows without one of their own.
+    metric
+        lm-eval: the metric that is the score, as `name` or `name,filter`. Default: the task's first.
+    num_fewshot
+        lm-eval: examples in the prompt. Default: what the task says.
     out
         Folder for report.json, report.html and the answers. Default: bench-<UTC time>.
     key_env
@@ -204,11 +211,22 @@ def eval_(
 
     if samples > 1 and temperature <= 0:
         raise DataError("several samples at temperature 0 are all the same", hint="give --temperature 0.7")
-    given = {"pattern": pattern, "tolerance": tolerance, "schema": str(schema) if schema else ""}
+    if bool(data) == task.startswith(LM_EVAL_PREFIX):
+        has = "takes no --data: it names its own" if data else "needs --data"
+        raise DataError(f"--task {task} {has}")
+    given: dict[str, str | float] = {
+        "pattern": pattern,
+        "tolerance": tolerance,
+        "schema": str(schema) if schema else "",
+        "metric": metric,
+    }
     options = {name: value for name, value in given.items() if value}
+    if num_fewshot is not None:
+        options["num_fewshot"] = num_fewshot
     target = resolve(url, model, key_env)
     folder = _choose_folder(out)
-    asked = Task(task, str(Path(data).resolve()), limit, max_tokens, samples, temperature, seed, options)
+    rows = str(Path(data).resolve()) if data else ""
+    asked = Task(task, rows, limit, max_tokens or 0, samples, temperature, seed, options)
     result = evaluate(target, asked, folder)
     _write(target, folder, evals=[result])
     tables.show_evals([result])

@@ -47,6 +47,8 @@ class StreamingServer:
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     arrived_s: list[float] = field(default_factory=list)
     bodies: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """The `Authorization` of each."""
     in_flight: int = 0
     most_in_flight: int = 0
     url: str = ""
@@ -71,6 +73,7 @@ class StreamingServer:
         body = await request.json()
         self.arrived_s.append(started)
         self.bodies.append(body)
+        self.keys.append(request.headers.get("Authorization", ""))
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:

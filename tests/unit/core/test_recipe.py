@@ -67,9 +67,24 @@ def test_tasks_that_a_recipe_may_name(task: str):
     assert Recipe.model_validate(content).bench.eval[0].task == task
 
 
-def test_lm_eval_tasks_are_refused_by_name(tmp_path: Path):
-    content = tree() | {"bench": {"eval": [{"task": "lm-eval:mmlu", "data": "x"}]}}
-    assert "'lm-eval:mmlu' is not yet supported" in refused(tmp_path, content).message
+@pytest.mark.parametrize("task", ["lm-eval:gsm8k", "lm-eval:tasks/mine.yaml"])
+def test_lm_eval_tasks_bring_their_own_data_and_lengths(task: str):
+    content = tree() | {"bench": {"eval": [{"task": task, "options": {"metric": "exact_match", "num_fewshot": 5}}]}}
+    found = Recipe.model_validate(content).bench.eval[0]
+    assert (found.task, found.data, found.max_tokens) == (task, "", 0)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({"task": "lm-eval:"}, "names no task"),
+        ({"task": "lm-eval:gsm8k", "data": "x"}, "data = 'x', but task = 'lm-eval:gsm8k' names its own"),
+        ({"task": "lm-eval:gsm8k", "samples": 4, "temperature": 1}, "has its own number"),
+        ({"task": "exact"}, "task = 'exact' needs data"),
+    ],
+)
+def test_what_a_task_cannot_have_is_refused(tmp_path: Path, task: dict[str, Any], message: str):
+    assert message in refused(tmp_path, tree() | {"bench": {"eval": [task]}}).message
 
 
 def test_a_task_that_is_no_scorer_is_refused_with_those_that_are(tmp_path: Path):

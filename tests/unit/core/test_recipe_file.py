@@ -243,3 +243,16 @@ def test_a_named_workload_is_no_path(tmp_path: Path):
     bench = {"load": {"workload": "heldout"}}
     file.write_text(tomli_w.dumps({"model": {"id": "org/base"}, "data": {"train": "a.jsonl"}, "bench": bench}))
     assert recipe_file.load(file).bench.load.workload == "heldout"
+
+
+def test_a_task_file_of_lm_eval_is_relative_to_the_recipe_and_read_with_what_lies_beside_it(tmp_path: Path):
+    tasks = [{"task": "lm-eval:tasks/mine.yaml"}, {"task": "lm-eval:gsm8k"}]
+    tree = {"model": {"id": "m"}, "data": {"train": "t.jsonl"}, "bench": {"eval": tasks}}
+    (tmp_path / "recipe.toml").write_text(tomli_w.dumps(tree))
+    (tmp_path / "tasks").mkdir()
+    for name in ("mine.yaml", "rows.json"):
+        (tmp_path / "tasks" / name).touch()
+    found = recipe_file.load(tmp_path / "recipe.toml")
+    assert [task.task for task in found.bench.eval] == [f"lm-eval:{tmp_path}/tasks/mine.yaml", "lm-eval:gsm8k"]
+    read = {path for pattern in recipe_file.bench_files(found) for path in recipe_file.data_files(pattern)}
+    assert read == {tmp_path / "tasks/mine.yaml", tmp_path / "tasks/rows.json"}

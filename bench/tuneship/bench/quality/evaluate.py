@@ -28,10 +28,12 @@ from tuneship.bench.target import Target
 from tuneship.core.errors import DataError, EndpointError
 from tuneship.core.files import sha256_text, write_atomic
 from tuneship.core.progress import progress
+from tuneship.core.recipe import LM_EVAL_PREFIX
 from tuneship.core.report import EvalResult
 
 Role = Literal["base", "tuned", "other"]
 
+_MAX_TOKENS = 128
 _CONCURRENCY = 8
 _RETRIES = 2
 _ITEM_TIMEOUT_S = 300  # with its retries; a small CPU may need minutes for eight answers
@@ -44,7 +46,8 @@ class Task(NamedTuple):
     scorer: str
     data: str
     limit: int = 200
-    max_tokens: int = 128
+    max_tokens: int = 0
+    """Of one answer; 0: 128, and for lm-eval's tasks what they say themselves."""
     samples: int = 1
     """Answers an item; its score is their mean."""
     temperature: float = 0.0
@@ -89,11 +92,16 @@ def evaluate(target: Target, task: Task, folder: Path, role: Role = "other") -> 
         EndpointError: every request failed, or many in a row.
 
     """
+    if task.scorer.startswith(LM_EVAL_PREFIX):
+        from tuneship.bench.quality.lm_eval import evaluate_lm_eval  # noqa: PLC0415 - which needs this module
+
+        return evaluate_lm_eval(target, task, folder, role)
+    task = task._replace(max_tokens=task.max_tokens or _MAX_TOKENS)
     scorer = find_scorer(task.scorer)
     rows = [row._replace(extra={**task.options, **row.extra}) for row in read_rows(task.data, task.limit)]
     _check_references(rows, scorer)
     model = target.models[0]
-    name = _free_name(folder, f"items-{task.label}-{role}")
+    name = free_name(folder, f"items-{task.label}-{role}")
     partial = Partial(folder / f"{name}.partial", _asked(model, rows, task))
     answers = asyncio.run(_ask_all(target, model, rows, task, partial, f"eval {task.label} {role}"))
     items = [
@@ -218,7 +226,7 @@ def _item(index: int, row: Row, answers: Sequence[_Answer], scorer: Scorer) -> I
     return replace(item, answers=[answer.text for answer in answers], scores=scores) if len(answers) > 1 else item
 
 
-def _free_name(folder: Path, stem: str) -> str:
+def free_name(folder: Path, stem: str) -> str:
     """`<stem>.jsonl`, numbered when two tasks of one run share a name."""
     taken = len(list(folder.glob(f"{stem}*.jsonl")))
     return f"{stem}-{taken + 1}.jsonl" if taken else f"{stem}.jsonl"
