@@ -66,6 +66,13 @@ def test_copies_add_up_ranks_count_once_and_kinds_stay_apart() -> None:
     }
 
 
+def test_a_gauge_that_is_no_use_here_is_left_out() -> None:
+    idle, busy = (parse(_PAGE.format(tokens=1, running=running, total=1, count=1)) for running in (0, 4))
+    assert "sglang:num_running_reqs" not in change(idle, idle)
+    assert change(busy, idle)["sglang:num_running_reqs"] == 0
+    assert change(idle, busy)["sglang:num_running_reqs"] == 4
+
+
 def test_an_engine_that_began_again_has_no_negative_counts() -> None:
     before = parse(_PAGE.format(tokens=100, running=5, total=10, count=10))
     after = parse(_PAGE.format(tokens=60, running=2, total=3, count=2))

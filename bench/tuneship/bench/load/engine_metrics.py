@@ -75,7 +75,11 @@ def parse(page: str) -> Scrape:
 
 
 def change(before: Scrape, after: Scrape) -> dict[str, float]:
-    """What happened between two looks: {metric: figure}. An engine that restarted meanwhile began again at 0."""
+    """What happened between two looks: {metric: figure}. An engine that restarted meanwhile began again at 0.
+
+    A gauge that was 0 both times is left out: SGLang has dozens for what this engine does not do.
+    """
+    gauges = {name: value for name, value in after.gauges.items() if value or before.gauges.get(name)}
     counted = {name: _since(before.counters.get(name, 0.0), value) for name, value in after.counters.items()}
     means = {}
     for name, (total, count) in after.histograms.items():
@@ -84,7 +88,7 @@ def change(before: Scrape, after: Scrape) -> dict[str, float]:
             total_before, count_before = 0.0, 0.0
         if count > count_before:
             means[name] = (total - total_before) / (count - count_before)
-    return dict(sorted((counted | after.gauges | means).items()))
+    return dict(sorted((counted | gauges | means).items()))
 
 
 def _figures(name: str, samples: Iterable[Sample], *, mean: bool = False) -> dict[str, float]:
