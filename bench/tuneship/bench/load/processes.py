@@ -67,7 +67,7 @@ def run(
         for k in range(processes)
     ]
     if processes == 1:
-        return uvloop.run(_drive(shares[0], watch))
+        return _run_one(shares[0], watch)
     recordings = _run_all(shares, watch)
     return Recording(
         _merge([recording.records for recording in recordings]),
@@ -77,7 +77,22 @@ def run(
     )
 
 
-async def _drive(share: _Share, watch: Watcher | None, start: float | None = None) -> Recording:
+def _run_one(share: _Share, watch: Watcher | None, start: float | None = None) -> Recording:
+    """Drive one share under uvloop.
+
+    The recording is not the main task's result: to look at the handler of SIGINT, asyncio's runner makes a `repr` of
+    that task, and so of every record, twice (7 us a chunk).
+    """
+    recordings: list[Recording] = []
+
+    async def keep() -> None:
+        recordings.append(await _drive(share, watch, start))
+
+    uvloop.run(keep())
+    return recordings[0]
+
+
+async def _drive(share: _Share, watch: Watcher | None, start: float | None) -> Recording:
     async with connect(share.key) as session:
         return await drive(
             session,
@@ -161,4 +176,4 @@ def _child(pipe: Connection, share: _Share, watched: bool, parent: int) -> None:
 
     pipe.send("ready")
     start: float = pipe.recv()
-    pipe.send(uvloop.run(_drive(share, tell if watched else None, start)))
+    pipe.send(_run_one(share, tell if watched else None, start))

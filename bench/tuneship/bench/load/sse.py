@@ -68,6 +68,8 @@ def _whole(chunk: bytes) -> list[Event]:
     """
     if not (chunk.startswith(_FIELD) and chunk.endswith(_BLANK_LINE)) or b"\r" in chunk:
         return []
+    if chunk.count(b"\n") == len(_BLANK_LINE):
+        return [Event("message", chunk[len(_FIELD) : -len(_BLANK_LINE)])]
     parts = chunk[len(_FIELD) : -len(_BLANK_LINE)].split(_BLANK_LINE + _FIELD)
     if any(b"\n" in part for part in parts):
         return []
