@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from tuneship.bench.quality.evaluate import Task, evaluate, read_items
 from tuneship.bench.target import Target, resolve
+from tuneship.core import recipe_file
 from tuneship.core.errors import DataError, EndpointError
+from tuneship.core.report import read_report
+from tuneship.core.rundir import RunDir
+from tuneship.core.stage import Job, run_job
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -44,9 +49,15 @@ doc_to_target: 0
 
 
 @pytest.fixture(scope="module")
-def url(start_module_server, tiny_model: Path, marker_adapters: Path) -> str:
-    server = start_module_server(str(tiny_model), "--adapters", str(marker_adapters), "--dtype", "float32")
-    return server.wait_ready()
+def server(start_module_server, tiny_model: Path, marker_adapters: Path):
+    running = start_module_server(str(tiny_model), "--adapters", str(marker_adapters), "--dtype", "float32")
+    running.wait_ready()
+    return running
+
+
+@pytest.fixture(scope="module")
+def url(server) -> str:
+    return server.endpoint.url
 
 
 @pytest.fixture
@@ -69,6 +80,24 @@ def test_two_adapters_behind_one_url_have_scores_of_their_own(url, tasks: Path) 
         assert len(answers) == ROWS
         scores[name] = result.score
     assert scores == {"alpha": 1.0, "beta": 0.0}
+
+
+def test_a_task_file_named_in_a_recipe_is_run_by_ups_stage(server, tasks: Path) -> None:
+    recipe = {
+        "model": {"id": "any"},
+        "data": {"train": "t.jsonl"},
+        "bench": {"eval": [{"task": "lm-eval:marker.yaml"}]},
+    }
+    (tasks / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    run = RunDir(tasks / "run")
+    run.path.mkdir()
+    recipe_file.save(recipe_file.load(tasks / "recipe.toml"), run.recipe)
+    inputs = {"endpoint": str(server.endpoint_file), "model": "alpha"}
+    job = Job(stage="baseline", input_id="i", run_path=run.path, attempt=run.new_attempt("baseline"), inputs=inputs)
+    (result,) = read_report(run_job(job, "tuneship.bench")).eval
+    assert (result.task, result.role, result.model, result.items) == ("lm-eval:marker", "base", "alpha", ROWS)
+    assert (result.score, result.data) == (1.0, str(tasks / "marker.yaml"))
+    assert (job.attempt / result.items_file).is_file()
 
 
 def test_a_model_that_is_not_served_is_an_error_and_no_score(url, tasks: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tuneship.bench import commands
 from tuneship.bench.compare.commands import compare
-from tuneship.core.errors import EndpointError, TuneshipError
+from tuneship.core.errors import DataError, EndpointError, TuneshipError
 from tuneship.core.report import read_report
 
 
@@ -160,6 +160,20 @@ def test_nll_of_a_server_that_cannot_score_text(app, server, tmp_path) -> None:
 def test_usage(app, line: str) -> None:
     with pytest.raises(cyclopts.CycloptsError):
         app(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("--task exact", "--task exact needs --data"),
+        ("--task lm-eval:gsm8k --data x.jsonl", "--task lm-eval:gsm8k takes no --data"),
+    ],
+)
+def test_data_are_given_where_the_task_has_none(app, tmp_path, monkeypatch, line: str, says: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=says):
+        app(f"eval http://127.0.0.1:9 {line}")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bench_that_fails_leaves_no_folder(app, server, behaviour, tmp_path, monkeypatch) -> None:
