@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tuneship.bench.load.prompts import make_prompt
+
 _UV = (".tools/bin/uv", "uv")
 _MS_PER_S = 1e3
 
@@ -94,9 +96,18 @@ def _ours(programs: str, load: Load, out: Path) -> list[str]:
     level = ["--concurrency", f"{load.concurrency}"] if load.concurrency else ["--rates", f"{load.rate:.6g}"]
     return [
         *(f"{programs}/python", "-m", "tuneship", "bench", "load", load.url, "--model", load.model, *level),
-        *("--duration-s", f"{load.duration_s:.6g}", "--input-tokens", f"{load.input_tokens}"),
+        *("--duration-s", f"{load.duration_s:.6g}", "--input-tokens", f"{_words(load)}"),
         *("--output-tokens", f"{load.output_tokens}", "--out", str(out / "ours")),
     ]
+
+
+def _words(load: Load) -> int:
+    """Ours counts a prompt in words: as many as are `input_tokens` to the tokenizer that the others count with."""
+    from tokenizers import Tokenizer  # noqa: PLC0415
+
+    sample = make_prompt(1000, "peers")
+    per_word = len(Tokenizer.from_file(str(Path(load.tokenizer) / "tokenizer.json")).encode(sample).ids) / 1000
+    return max(1, round(load.input_tokens / per_word))
 
 
 def _parse_ours(out: Path) -> Said:

@@ -17,7 +17,8 @@ environment is made on first use (network); it takes about 17 minutes. Every run
     .venv/bin/python bench/studies/peers.py --out bench/baselines/peers-2-cores.json
 
 Against a real server there is no truth, and the tools' figures stand side by side, in a closed loop of `--streams` and,
-with `--rate`, under Poisson arrivals; ours goes first, and the others send as many requests as it did:
+with `--rate`, under Poisson arrivals; ours goes first, and the others send as many requests as it did. Prompts differ
+in content and a little in length (the table tells; SGLang's count is its own, without the chat template):
 
     .venv/bin/python bench/studies/peers.py --url http://127.0.0.1:30000 --model NAME --tokenizer FOLDER --streams 4
 """
