@@ -136,14 +136,19 @@ def test_no_items_and_no_results_are_errors(tmp_path: Path) -> None:
         ("ValueError: Tasks not found: gsm8kk\n", DataError, "lm-eval has no task 'gsm8kk'"),
         ("NotImplementedError: Loglikelihood is not supported for chat completions.\n", DataError, "likelihoods"),
         (
-            "x\naiohttp.client_exceptions.ClientResponseError: 404\nUnclosed\n",
+            "Requesting API: 0/2\naiohttp.client_exceptions.ClientResponseError: 404\nUnclosed\n",
             EndpointError,
             "ClientResponseError: 404",
         ),
-        ("TimeoutError\n", EndpointError, "TimeoutError"),
-        ("TimeoutError\nRuntimeError: Session is closed\n", EndpointError, "failed: TimeoutError"),
+        ("Requesting API: 0/2\nTimeoutError\n", EndpointError, "TimeoutError"),
+        ("TimeoutError\n", TuneshipError, "lm-eval gsm8kk: TimeoutError"),
+        ("ConnectionError: Couldn't reach 'openai/gsm8k' on the Hub\n", TuneshipError, "'openai/gsm8k' on the Hub"),
+        ("Requesting API: 0/2\nTimeoutError\nRuntimeError: Session is closed\n", EndpointError, "failed: TimeoutError"),
         (
-            "API request failed! Status code: 404, Response text: no. Retrying...\nRuntimeError: Session is closed",
+            (
+                "Requesting API: 0/2\nAPI request failed! Status code: 404, Response text: no. Retrying...\n"
+                "RuntimeError: Session is closed\n"
+            ),
             EndpointError,
             "failed: Status code: 404, Response text: no.",
         ),

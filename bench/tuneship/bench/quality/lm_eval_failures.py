@@ -11,7 +11,8 @@ from tuneship.core.errors import DataError, EndpointError, TuneshipError
 from tuneship.core.process import describe_exit
 
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:Error|Exception|Exit|Interrupt|Failure)\b")
-_ENDPOINT = re.compile(r"^(?:aiohttp\.|requests\.|TimeoutError\b|asyncio\.\w*TimeoutError\b|ConnectionError\b)")
+_ASKING = "Requesting API"  # before that it asks others: for a data set
+_ENDPOINT = re.compile(r"^(?:aiohttp\.|TimeoutError\b|asyncio\.\w*TimeoutError\b)")
 # What the other requests in flight say once the first has given up; it may be the last that is said.
 _CONSEQUENCE = "Session is closed"
 _REFUSED = "API request failed! "
@@ -33,7 +34,7 @@ def explain(name: str, url: str, code: int, log: Path) -> TuneshipError:
             f"lm-eval's {name!r} compares likelihoods of given answers, which no chat endpoint tells",
             hint="take a variant that generates (often named ..._generative or ..._cot), or the scorer `choice`",
         )
-    if _ENDPOINT.match(last) or _CONSEQUENCE in last:
+    if _ASKING in text and (_ENDPOINT.match(last) or _CONSEQUENCE in last):
         return EndpointError(
             f"lm-eval {name}: requests to {url} failed: {_refusal(text) or last}",
             hint=f"is the server still running? see also {log}",
