@@ -188,7 +188,9 @@ def _run(bench: Bench, tool: Tool, load: Load) -> Run:
         cpu_s = _children_cpu_s() - before
         notes = collect_notes(load.url) if load.model == MODEL else {}
         if code == 0:
-            with contextlib.suppress(OSError, KeyError, IndexError):
+            with contextlib.suppress(
+                OSError, KeyError, IndexError, TypeError, ZeroDivisionError
+            ):  # nothing was measured
                 return Run(tool.parse(Path(folder)), cpu_s, wall_s, notes)
         why = f"not done after {limit_s:.0f} s" if code is None else f"exit code {code}: {tail(log, 5)}"
         return Run(None, cpu_s, wall_s, notes, why)

@@ -16,6 +16,7 @@ import asyncio
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+
+from tuneship.core.process import die_with_parent
 
 KINDS = ("steady", "stall", "burst", "several", "empty", "no-usage", "http-429", "broken")
 CHUNKS = 60
@@ -47,7 +50,12 @@ class Step(NamedTuple):
 @contextmanager
 def running_server(core: int | None = None) -> Iterator[str]:
     """URL of the server, in a process of its own; on one core of the machine, if that is named."""
-    process = subprocess.Popen([sys.executable, __file__], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=die_with_parent(signal.SIGTERM, os.getpid()),  # noqa: PLW1509 - two system calls, no locks
+    )
     if core is not None:
         os.sched_setaffinity(process.pid, {core})
     assert process.stdout
