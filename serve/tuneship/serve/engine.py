@@ -120,7 +120,8 @@ def start(config: EngineConfig, log: Path) -> Engine:
     if importlib.util.find_spec("sglang") is None:
         raise EngineError("SGLang is not installed", hint="pip install 'tuneship[serve]'")
     counters = _counters(log)
-    shutil.rmtree(counters, ignore_errors=True)  # of one that was killed together with us
+    for old in [counters, *_left_behind(log)]:
+        shutil.rmtree(old, ignore_errors=True)
     counters.mkdir(parents=True)
     argv = [sys.executable, "-m", "sglang.launch_server", *flags(config)]
     with log.open("wb") as output:
@@ -137,8 +138,17 @@ def free_port() -> int:
 
 
 def _counters(log: Path) -> Path:
-    """Where its processes keep what they count while they run (prometheus_client's multiprocess mode)."""
-    return log.with_name(f"{log.name}.counters").absolute()
+    """Where its processes keep what they count while they run (prometheus_client's multiprocess mode).
+
+    Ours alone: a server that ends takes its own with it, and one that has just been started on the same log keeps its.
+    """
+    return log.with_name(f"{log.name}.counters-{os.getpid()}").absolute()
+
+
+def _left_behind(log: Path) -> list[Path]:
+    """What engines counted that were killed together with those who had started them."""
+    found = ((path, path.name.rpartition("-")[2]) for path in log.absolute().parent.glob(f"{log.name}.counters-*"))
+    return [path for path, pid in found if not (pid.isdecimal() and psutil.pid_exists(int(pid)))]
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -57,6 +57,8 @@ class Upstream:
                 return _Stream(answer, version)
             async with answer:
                 body = await answer.read()
+                if answer.status >= 500:
+                    answer.close()  # the engine ends this connection too, and the next request must not meet its end
         except _BROKEN:
             raise engine_unavailable(version) from None
         if answer.status != 200:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -61,7 +62,7 @@ def test_a_start_that_takes_too_long(tmp_path: Path):
 
 
 def test_what_its_processes_counted_goes_with_it(tmp_path: Path):
-    counters = tmp_path / "log.counters"
+    counters = tmp_path / f"log.counters-{os.getpid()}"
     counters.mkdir()
     (counters / "counter_1.db").touch()
     child("pass", tmp_path / "log").stop()

@@ -15,6 +15,7 @@ from cyclopts.validators import Number
 from tuneship.bench.parameters import Alpha, Count, Positive
 from tuneship.core.errors import EndpointError, ExitCode, RegressionFound, TuneshipError
 from tuneship.core.progress import say
+from tuneship.core.recipe import LM_EVAL_PREFIX
 from tuneship.core.report import Comparison, Report, Testbed, read_report
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class Questions:
     limit
         Rows of it at most, and of --nll.
     max_tokens
-        Tokens an answer of the task may have.
+        Tokens an answer of the task may have. Default: 128, or an lm-eval task's own.
     nll
         Held-out rows whose likelihood both are asked for, as in `bench nll`.
 
@@ -76,7 +77,7 @@ class Questions:
     task: str = ""
     data: str = ""
     limit: Count = 200
-    max_tokens: Count = 128
+    max_tokens: Annotated[int, Parameter(validator=Number(gte=0))] = 0
     nll: str = ""
 
 
@@ -151,8 +152,11 @@ def compare(
     are_servers = [_is_server(side) for side in (baseline, candidate)]
     if any(are_servers) and not all(are_servers):
         raise TuneshipError("a server and a report cannot be compared", hint="give two servers, or two reports")
-    if bool(questions.task) != bool(questions.data):
-        raise TuneshipError("a task needs data, and data needs a task", hint="give both --task and --data")
+    needs_data = bool(questions.task) and not questions.task.startswith(LM_EVAL_PREFIX)
+    if needs_data != bool(questions.data):
+        raise TuneshipError(
+            "a task needs data, and data needs a task", hint="give both --task and --data (lm-eval's have their own)"
+        )
     if html and all(are_servers):
         raise TuneshipError("--html shows two reports", hint="of two servers, --out keeps a report")
     margins = stored.Margins(latency_margin, quality_margin, nll_margin)
@@ -256,7 +260,8 @@ def _tasks(questions: Questions) -> tuple[Task, ...]:
 
     if not questions.task:
         return ()
-    return (Task(questions.task, str(Path(questions.data).resolve()), questions.limit, questions.max_tokens),)
+    data = str(Path(questions.data).resolve()) if questions.data else ""
+    return (Task(questions.task, data, questions.limit, questions.max_tokens),)
 
 
 def _given(block: BlockLoad, model: str, candidate_model: str) -> list[str]:

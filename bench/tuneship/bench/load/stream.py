@@ -106,10 +106,11 @@ def encode(request: Request) -> bytes:
         "messages": request.messages,
         "max_tokens": request.output_tokens,
         "temperature": 0,
-        "ignore_eos": request.ignore_eos,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
+    if request.ignore_eos:
+        body["ignore_eos"] = True  # strict servers refuse what they do not know: only where it is needed
     return json.dumps(body).encode()
 
 
