@@ -107,9 +107,7 @@ def by_length(pairs: Sequence[Pair], length: int, margin: float) -> dict[str, An
         "pairs": length,
         "comparisons": len(groups),
         "false_alarms": regressed[0.0],
-        "found": {
-            f"{slower:.0%}": round(found / max(1, len(groups)), 3) for slower, found in regressed.items() if slower
-        },
+        "found": found,
     }
 
 
