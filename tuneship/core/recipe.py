@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tuneship.core.servable import PROJECTIONS, unserved_modules
+
 BUNDLED_PREFIX = "bundled:"
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -289,6 +291,11 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _adapter_fits_the_server(self) -> Recipe:
-        if self.serve.mode == "adapters" and self.lora.rank > self.serve.max_rank:
+        if self.serve.mode != "adapters":
+            return self
+        if self.lora.rank > self.serve.max_rank:
             raise ValueError(f"lora.rank = {self.lora.rank} is over serve.max_rank = {self.serve.max_rank}")
+        modules = PROJECTIONS if self.lora.target_modules == "all-linear" else self.lora.target_modules
+        for reason in unserved_modules(name.rpartition(".")[2] for name in modules):
+            raise ValueError(f"lora.target_modules does not go with serve.mode = 'adapters': it {reason.fact}")
         return self

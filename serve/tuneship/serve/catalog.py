@@ -17,8 +17,9 @@ from typing import Literal, NamedTuple
 from tuneship.core import artifact, checkpoint
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.model_source import ModelSource, resolve
+from tuneship.core.progress import say
 from tuneship.serve import preflight
-from tuneship.serve.preflight import BaseModel
+from tuneship.serve.preflight import BaseModel, Limits
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _BASE_NAME = re.compile(r"[A-Za-z0-9._/-]+")
@@ -73,7 +74,7 @@ def read(model: str, adapters: Path | None = None, *, max_rank: int = 64, name: 
     if adapters is None:
         return Catalog("merged" if first.artifact_id else "base", (first,))
     facts = preflight.read_base(base)
-    found = (_adapter(path, facts, max_rank) for path in _adapters(adapters))
+    found = (_adapter(path, facts, Limits(max_rank)) for path in _adapters(adapters))
     return Catalog("adapters", _all_different([first, *found]))
 
 
@@ -95,20 +96,24 @@ def _base(model: str, name: str) -> tuple[ModelSource, Entry]:
     return source, Entry(public, f"{public}@{weights[:12]}", None, source.path, "", source.id)
 
 
-def _adapter(path: Path, base: BaseModel, max_rank: int) -> Entry:
-    checked = preflight.check(path, base, max_rank)
+def _adapter(path: Path, base: BaseModel, limits: Limits) -> Entry:
+    checked = preflight.check(path, base, limits)
+    for remark in checked.remarks:
+        say(f"warning: {remark}")
     name = _checked(_ADAPTER_NAME, checked.name, "rename the directory")
     version = f"{name}@{checked.content_id[:12]}"
-    return Entry(name, version, version, path.resolve(), checked.content_id, base.record.id)
+    return Entry(name, version, version, checked.path, checked.content_id, base.record.id)
 
 
 def _adapters(folder: Path) -> list[Path]:
-    """The adapters in `folder`, which may itself be one."""
+    """The adapters in `folder`, or `folder` itself if it is one: a trainer's checkpoints in it are none of ours."""
     if not folder.is_dir():
         raise ArtifactError(f"no directory {folder}", hint="--adapters wants an adapter, or a directory of them")
     # Not resolved: a link's own name is the one that was meant.
     here = folder.absolute()
-    found = [path for path in [here, *sorted(here.iterdir())] if preflight.is_adapter(path)]
+    if preflight.is_adapter(here):
+        return [here]
+    found = [path for path in sorted(here.iterdir()) if preflight.is_adapter(path)]
     if not found:
         raise ArtifactError(f"no adapter in {folder}", hint="an adapter is a directory with an adapter_config.json")
     return found

@@ -128,6 +128,10 @@ def test_the_list_above_names_every_value_that_the_code_refuses():
         (tree("quantization.method", "none"), ("train.method", "quantization.method")),
         (tree("train.micro_batch", 5), ("micro_batch", "effective_batch")),
         (tree("serve.mode", "adapters") | {"lora": {"rank": 128}}, ("lora.rank", "serve.max_rank")),
+        (
+            tree("serve.mode", "adapters") | {"lora": {"target_modules": ["q_proj", "lm_head"]}},
+            ("lm_head", "serve.mode"),
+        ),
     ],
 )
 def test_contradictions_name_both_fields(tmp_path: Path, content: dict[str, Any], names: tuple[str, str]):

@@ -46,6 +46,28 @@ def test_the_directory_of_one_adapter_will_do(base: Path, make_adapter):
     assert catalog.read(str(base), make_adapter("sql")).find("sql")
 
 
+def test_a_trainers_checkpoints_are_not_served_with_the_adapter_that_they_lie_in(base: Path, make_adapter):
+    folder = make_adapter("sql")
+    make_adapter("sql/checkpoint-400")
+    assert [entry.name for entry in catalog.read(str(base), folder).entries] == ["base", "sql"]
+
+
+def test_an_adapter_that_changes_nothing_is_served_with_a_warning(base: Path, make_adapter, capsys):
+    def silence(tensors: dict) -> None:
+        tensors.update({key: 0 * value for key, value in tensors.items() if "lora_B" in key})
+
+    assert catalog.read(str(base), make_adapter("sql", change=silence)).find("sql")
+    assert "warning: adapter 'sql' changes nothing" in capsys.readouterr().err
+
+
+def test_a_copy_in_sglangs_words_is_served_under_the_adapters_name(base: Path, make_adapter, tmp_path: Path):
+    plain, stable = make_adapter("plain"), make_adapter("stable", config={"use_rslora": True})
+    found = catalog.read(str(base), plain.parent)
+    assert [entry.name for entry in found.entries] == ["base", "plain", "stable"]
+    assert found.entries[1].path == plain.resolve()
+    assert not found.entries[2].path.is_relative_to(stable.parent)
+
+
 def test_a_link_is_called_by_its_own_name(base: Path, make_adapter, tmp_path: Path):
     (tmp_path / "chosen").mkdir()
     (tmp_path / "chosen" / "sql").symlink_to(make_adapter("checkpoint-400"))
@@ -128,70 +150,11 @@ def test_a_changed_byte(base: Path, seal_adapter):
         catalog.read(str(base), sealed.path)
 
 
-def test_truncated_weights_of_a_plain_adapter(base: Path, make_adapter):
-    path = make_adapter("sql")
-    weights = path / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(ArtifactError, match=r"adapter_model.safetensors cannot be read .* truncated"):
-        catalog.read(str(base), path)
-
-
-def test_weights_that_are_missing(base: Path, make_adapter):
-    path = make_adapter("sql")
-    (path / "adapter_model.safetensors").unlink()
-    with pytest.raises(ArtifactError, match=r"has no adapter_model\.safetensors"):
-        catalog.read(str(base), path)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"r": "x", "lora_alpha": 1, "peft_type": 1, "target_modules": []}'])
-def test_an_unreadable_configuration(base: Path, make_adapter, text: str):
-    path = make_adapter("sql")
-    (path / "adapter_config.json").write_text(text)
-    with pytest.raises(ArtifactError, match="is not an adapter's configuration"):
-        catalog.read(str(base), path)
-
-
 def test_a_rank_over_the_servers(base: Path, make_adapter):
     path = make_adapter("sql", rank=16)
     with pytest.raises(PreflightError, match="rank 16, the server takes at most 8") as caught:
         catalog.read(str(base), path, max_rank=8)
     assert "--max-rank 16" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"use_dora": True},
-        {"modules_to_save": ["lm_head"]},
-        {"trainable_token_indices": [1]},
-        {"use_rslora": True},
-        {"rank_pattern": {"q_proj": 2}},
-        {"alpha_pattern": {"q_proj": 2}},
-        {"bias": "all"},
-        {"peft_type": "LOHA"},
-        {"target_modules": ".*q_proj"},
-        {"target_modules": ["q_proj", "embed_tokens"]},
-    ],
-    ids=lambda config: next(iter(config)),
-)
-def test_what_sglang_would_answer_wrongly(base: Path, make_adapter, config: dict):
-    with pytest.raises(PreflightError, match="adapter 'sql'"):
-        catalog.read(str(base), make_adapter("sql", config=config))
-
-
-def test_what_peft_writes_by_default_is_fine(base: Path, make_adapter):
-    config = {"use_dora": False, "modules_to_save": None, "rank_pattern": {}, "alpha_pattern": {}, "bias": "none"}
-    assert catalog.read(str(base), make_adapter("sql", config=config)).find("sql")
-
-
-def test_shapes_of_another_model(base: Path, make_adapter):
-    with pytest.raises(PreflightError, match=r"does not fit .*lora_A.weight is \(4, 16\), the base wants \(4, 8\)"):
-        catalog.read(str(base), make_adapter("sql", hidden=16))
-
-
-def test_layers_that_the_base_does_not_have(base: Path, make_adapter):
-    with pytest.raises(PreflightError, match=r"has nothing for its tensor .*layers\.7"):
-        catalog.read(str(base), make_adapter("sql", module="model.layers.7.self_attn.q_proj"))
 
 
 def test_an_adapter_is_no_model(seal_adapter):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tuneship.core import artifact as artifacts
-from tuneship.core import checkpoint, hardware, recipe_file
+from tuneship.core import checkpoint, hardware, recipe_file, servable
 from tuneship.core.artifact import Artifact, Manifest
 from tuneship.core.identity import data_sha256
 from tuneship.core.parity import read_reference, write_reference
@@ -47,6 +47,7 @@ def train(job: Job) -> Path:
         trained.save_pretrained(work)
         (work / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         prepared.tokenizer.save_pretrained(work)
+        _say_what_cannot_be_served(trained.peft_config["default"])
         if heldout:
             chosen = parity.choose_rows(heldout.rows)
             reference = parity.measure_reference(
@@ -108,6 +109,13 @@ def _prove(job: Job, recipe: Recipe, prepared: Prepared, adapter: Artifact, work
     return {"nll_reference": verdict.nll_reference, "nll": verdict.nll, "kl_mean": verdict.kl_mean}
 
 
+def _say_what_cannot_be_served(config: Any) -> None:
+    """An adapter that only merging can serve is a result, and worth knowing before somebody wonders."""
+    modules = {name.rpartition(".")[2] for name in config.target_modules}
+    for reason in [*servable.unserved(config.to_dict()), *servable.unserved_modules(modules)]:
+        say(f"this adapter cannot be served beside its base: it {reason.fact}; {reason.fix}")
+
+
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - what the libraries below us draw from
@@ -130,7 +138,7 @@ def _manifest(job: Job, recipe: Recipe, prepared: Prepared, rows: Dataset, train
         lora=artifacts.LoraRecord(
             rank=config.r,
             alpha=config.lora_alpha,
-            scaling=config.lora_alpha / config.r,
+            scaling=servable.scaling(config.to_dict()),
             rslora=config.use_rslora,
             target_modules=tuple(sorted(config.target_modules)),
         ),

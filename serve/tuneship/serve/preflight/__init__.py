@@ -1,0 +1,144 @@
+"""Can this adapter be served on this base? Answered from files alone, before any engine is started.
+
+    base = read_base(source)
+    checked = check(Path("adapters/sql"), base, Limits(max_rank=64))
+    checked.path      # what SGLang is given: the directory, or a sealed copy of it in SGLang's words
+
+SGLang finds out late: a wrong shape ends the whole server at the first request, and what it does not know (rsLoRA, rank
+and alpha patterns, saved modules) it ignores and answers wrongly. So all of that is refused here, by name, with what to
+do about it. All that is wrong with an adapter is said at once. Adapters come from anywhere; one of ours has a manifest,
+which is believed before its file names are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tuneship.core import artifact, servable
+from tuneship.core.artifact import Artifact
+from tuneship.core.errors import PreflightError
+from tuneship.core.files import sha256_file
+from tuneship.core.servable import PROJECTIONS, Reason
+from tuneship.serve.preflight import files, folding, settings, tokenizer, weights
+from tuneship.serve.preflight.base import BaseModel, read_base
+
+__all__ = ["PROJECTIONS", "BaseModel", "CheckedAdapter", "Limits", "check", "is_adapter", "read_base"]
+
+
+class Limits(NamedTuple):
+    """What is fixed for all adapters when a server starts."""
+
+    max_rank: int = 64
+    target_modules: tuple[str, ...] = PROJECTIONS
+
+
+class CheckedAdapter(NamedTuple):
+    """An adapter that can be served. `name` is the recipe's, else the directory's."""
+
+    name: str
+    content_id: str
+    """Of what was checked, not of the copy: folding changes the words, not the answers."""
+    path: Path
+    """What SGLang shall load."""
+    remarks: tuple[str, ...] = ()
+    """What is legal, and hardly meant."""
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether the directory at `path` wants to be an adapter; hidden ones are somebody's work in progress."""
+    if path.name.startswith(".") or not path.is_dir():
+        return False
+    if artifact.is_artifact(path):
+        return artifact.read_manifest(path).kind == "adapter"
+    return (path / files.CONFIG).is_file() or any(path.glob("adapter_model*"))
+
+
+def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdapter:  # noqa: B008 - it is immutable
+    """Hold the adapter at `path` against `base` and the server's limits.
+
+    Raises:
+        ArtifactError: it was changed, is cut short, or was trained on another base.
+        PreflightError: it is whole, and cannot be served here.
+
+    """
+    opened = artifact.open_artifact(path, kind="adapter") if artifact.is_artifact(path) else None
+    if opened:
+        artifact.check_base(opened, base.record.weights_sha256, base.record.id)
+    name = (opened.manifest.name if opened else "") or path.name
+    found = files.find(path)
+    config = settings.read(found.config)
+    tensors = weights.check(found.weights, config, base, limits.target_modules)
+    reasons = [
+        *found.reasons,
+        *servable.unserved(config),
+        *_rank(config, limits),
+        *tensors.reasons,
+        *(_origin(opened, base) if opened else tokenizer.check(path, base.path)),
+    ]
+    if reasons:
+        raise _refusal(name, reasons)
+    return CheckedAdapter(
+        name=name,
+        content_id=opened.manifest.content_id if opened else _identity(found),
+        path=_served(path, found, config, tensors.modules, base, limits),
+        remarks=(f"adapter {name!r} changes nothing: its answers are the base's",) if tensors.silent else (),
+    )
+
+
+def _origin(opened: Artifact, base: BaseModel) -> list[Reason]:
+    """The manifest says which text it was trained on."""
+    manifest, reasons = opened.manifest, []
+    if manifest.template.sha256 != base.template_sha256:
+        reasons.append(Reason(f"was trained with another chat template than {base.record.id} has"))
+    if manifest.tokenizer_sha256 != base.tokenizer_sha256:
+        reasons.append(
+            Reason(
+                f"was trained with another tokenizer than {base.record.id} has",
+                f"use the base {manifest.base.id} at revision {manifest.base.revision}",
+            )
+        )
+    return reasons
+
+
+def _rank(config: Mapping[str, Any], limits: Limits) -> list[Reason]:
+    if config["r"] <= limits.max_rank:
+        return []
+    return [
+        Reason(
+            f"has rank {config['r']}, the server takes at most {limits.max_rank}",
+            f"restart with --max-rank {config['r']}",
+        )
+    ]
+
+
+def _refusal(name: str, reasons: list[Reason]) -> PreflightError:
+    facts, fixes = dict.fromkeys(reason.fact for reason in reasons), dict.fromkeys(reason.fix for reason in reasons)
+    if len(facts) == 1:
+        return PreflightError(f"adapter {name!r} {next(iter(facts))}", hint="\n      ".join(fixes))
+    listed = "".join(f"\n  - {fact}" for fact in facts)
+    return PreflightError(
+        f"adapter {name!r} cannot be served, for {len(facts)} reasons. It{listed}", hint="\n      ".join(fixes)
+    )
+
+
+def _identity(found: files.Files) -> str:
+    """Hex SHA-256 of the two files that answer; what else lies in the directory may come and go."""
+    return artifact.content_id(
+        {
+            file.name: artifact.FileRecord(size=file.stat().st_size, sha256=sha256_file(file))
+            for file in (found.config, found.weights)
+        }
+    )
+
+
+def _served(
+    path: Path, found: files.Files, config: dict[str, Any], modules: frozenset[str], base: BaseModel, limits: Limits
+) -> Path:
+    """The directory itself, if SGLang reads it as PEFT does; else the copy in its words."""
+    # SGLang refuses tokens beyond the embedding, also those that the base's own tokenizer lists (Gemma 3).
+    beyond = any(number >= base.vocab_size for number in tokenizer.added_tokens(path).values())
+    if beyond or servable.needs_folding(config, limits.target_modules):
+        return folding.copy(found.weights, servable.folded(config, modules))
+    return path.resolve()
