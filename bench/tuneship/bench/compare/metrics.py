@@ -16,7 +16,7 @@ class Metric(NamedTuple):
     name: str
     field: Field
     sign: int = 1
-    """-1 where higher is better."""
+    """-1 where higher is better: then its inverse is compared, as time per token, so that half is worse by 100 %."""
 
     def value(self, measured: LoadResult | Block | None) -> float | None:
         """The figure; None where nothing was measured."""
