@@ -13,7 +13,11 @@ from safetensors.numpy import save_file
 
 from tuneship.core import artifact, checkpoint
 from tuneship.core.artifact import Artifact, LoraRecord, Manifest, QuantizationRecord, TemplateRecord
+from tuneship.core.errors import PreflightError
 from tuneship.core.files import sha256_text
+from tuneship.core.model_source import ModelSource
+from tuneship.serve import preflight
+from tuneship.serve.preflight import BaseModel, CheckedAdapter, Limits
 
 HIDDEN, KEYS, INNER, LAYERS, VOCABULARY = 8, 4, 12, 2, 16
 SHAPES = {
@@ -29,6 +33,9 @@ SHAPES = {
 
 MakeAdapter = Callable[..., Path]
 SealAdapter = Callable[..., Artifact]
+Check = Callable[..., CheckedAdapter]
+Refusal = Callable[..., PreflightError]
+LIMITS = Limits()
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +73,30 @@ def seal_adapter(tmp_path: Path, base: Path) -> SealAdapter:
             return artifact.seal(work, manifest(name, made_for, template, kind))
 
     return seal
+
+
+@pytest.fixture
+def facts(base: Path) -> BaseModel:
+    return preflight.read_base(ModelSource("the-base", "", base))
+
+
+@pytest.fixture
+def check(facts: BaseModel) -> Check:
+    """(path, limits) -> the checked adapter."""
+    return lambda path, limits=LIMITS: preflight.check(path, facts, limits)
+
+
+@pytest.fixture
+def refusal(check: Check) -> Refusal:
+    """(path, limits) -> the error that refused it."""
+
+    def refuse(path: Path, limits: Limits = LIMITS) -> PreflightError:
+        with pytest.raises(PreflightError) as caught:
+            check(path, limits)
+        assert caught.value.hint
+        return caught.value
+
+    return refuse
 
 
 def write_base(path: Path, seed: int) -> Path:
