@@ -23,6 +23,10 @@ app.command("tuneship.cli.doctor:doctor", name="doctor", help="Is this machine f
 app.command("tuneship.train.commands:fetch", name="fetch", help="Bring a base model to this disk.")
 app.command("tuneship.serve.commands:serve", name="serve", help="Serve a merged checkpoint, or adapters on one base.")
 
+base = App(name="base", help="Quantized bases.")
+base.command("tuneship.train.commands:build_base", name="build", help="Write a base once as NF4, to serve it.")
+app.command(base)
+
 bench = App(name="bench", help="Measure an OpenAI-compatible endpoint; compare two reports.")
 bench.command("tuneship.bench.commands:load", name="load", help="Latency and throughput under load; the knee.")
 bench.command("tuneship.bench.commands:eval_", name="eval", help="Score a task's rows.")

@@ -57,7 +57,7 @@ class Base(_Record):
 
 
 class QuantizationRecord(_Record):
-    """How the frozen base was quantized while training."""
+    """How the frozen base is quantized: while an adapter was trained, or in a base on disk."""
 
     method: str
     double: bool
@@ -210,6 +210,15 @@ def read_manifest(path: Path) -> Manifest:
 def is_artifact(path: Path) -> bool:
     """Whether `path` claims to be an artifact."""
     return (path / MANIFEST).is_file()
+
+
+def quantized_base(path: Path) -> Manifest | None:
+    """The manifest of the NF4 base at `path`; None for any other folder.
+
+    Its `base` is the 16-bit model that it was made of, its `quantization` how.
+    """
+    manifest = read_manifest(path) if is_artifact(path) else None
+    return manifest if manifest and manifest.kind == "base-nf4" else None
 
 
 def check_base(artifact: Artifact, weights_sha256: str, base_id: str) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tuneship.core.artifact import Base
+from tuneship.core.artifact import Base, quantized_base
 from tuneship.core.cache import memo_sha256
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_listing
@@ -18,12 +18,15 @@ _HUB_BLOB = re.compile(r"^[0-9a-f]{64}$")
 
 
 def identify(path: Path, model_id: str, revision: str) -> Base:
-    """Which base this folder is.
+    """Which base this folder is; of a quantized base of ours, the one that it was made of.
 
     Raises:
         ArtifactError: no `config.json`, or no safetensors weights.
 
     """
+    quantized = quantized_base(path)
+    if quantized:
+        return quantized.base
     architectures = read_config(path).get("architectures") or ["unknown"]
     return Base(id=model_id, revision=revision, weights_sha256=weights_sha256(path), architecture=architectures[0])
 
@@ -48,7 +51,13 @@ def weights_sha256(path: Path) -> str:
 
 
 def tokenizer_sha256(path: Path) -> str:
-    """Hex SHA-256 over the files that decide which ids a text becomes."""
+    """Hex SHA-256 over the files that decide which ids a text becomes; of a quantized base, of its original's files.
+
+    transformers writes the same tokenizer in other bytes than it reads.
+    """
+    quantized = quantized_base(path)
+    if quantized:
+        return quantized.tokenizer_sha256
     files = [path / name for name in _TOKENIZER if (path / name).is_file()]
     if not files:
         raise ArtifactError(f"{path} has no tokenizer")

@@ -1,7 +1,8 @@
 """`python -m tuneship.train ATTEMPT`: one stage of a run as a process of its own."""
 
 from tuneship.core.stage import child_main
+from tuneship.train.base import build_for
 from tuneship.train.stages import fetch_base, merge_adapter, train
 
 if __name__ == "__main__":
-    child_main({"fetch": fetch_base, "train": train, "merge": merge_adapter})
+    child_main({"fetch": fetch_base, "base": build_for, "train": train, "merge": merge_adapter})

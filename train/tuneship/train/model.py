@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from tuneship.core.artifact import Manifest, quantized_base
 from tuneship.core.errors import ArtifactError
 from tuneship.core.recipe import Lora, Model, Quantization, Recipe
 
@@ -37,26 +38,23 @@ def pick_dtype(wanted: str) -> torch.dtype:
 def load_base(path: Path, model: Model, quantization: Quantization | None = None) -> Any:
     """The base in eval mode on the first device; NF4 when `quantization` says so, 16- or 32-bit otherwise.
 
+    A base that is packed on disk already is loaded as it is.
+
     Raises:
-        ArtifactError: transformers cannot load it, or it needs code of its own and `trust_remote_code` is off.
+        ArtifactError: transformers cannot load it, it needs code of its own and `trust_remote_code` is off, or it is
+            packed in another way than `quantization` says.
 
     """
     dtype = pick_dtype(model.dtype)
-    config = None
-    if quantization is not None and quantization.method == "nf4":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=quantization.double,
-            bnb_4bit_compute_dtype=dtype
-            if quantization.compute_dtype == "auto"
-            else _DTYPES[quantization.compute_dtype],
-        )
+    packed = quantized_base(path)
+    if packed:
+        _check_packed(packed, path, quantization)
+    config = _nf4(quantization, dtype) if quantization and quantization.method == "nf4" and not packed else None
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
-            quantization_config=config,
+            **({"quantization_config": config} if config else {}),  # None would say: not packed, whatever is on disk
             attn_implementation="sdpa" if model.attention == "auto" else model.attention,
             trust_remote_code=model.trust_remote_code,
             device_map={"": device()},
@@ -65,6 +63,27 @@ def load_base(path: Path, model: Model, quantization: Quantization | None = None
         raise ArtifactError(f"cannot load {model.id}: {str(error).splitlines()[0]}") from error
     loaded.config.use_cache = False
     return loaded.eval()
+
+
+def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+    compute = quantization.compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=quantization.double,
+        bnb_4bit_compute_dtype=dtype if compute == "auto" else _DTYPES[compute],
+    )
+
+
+def _check_packed(base: Manifest, path: Path, wanted: Quantization | None) -> None:
+    double = base.quantization.double
+    if wanted is None or wanted.method != "nf4":
+        raise ArtifactError(f"{path.name} is NF4: it has no 16-bit weights", hint=f"use its original, {base.base.id}")
+    if wanted.double != double:
+        raise ArtifactError(
+            f"{path.name} was written with quantization.double = {str(double).lower()}, the recipe has the opposite",
+            hint=f"--quantization.double {str(double).lower()}, or build another base",
+        )
 
 
 def lora_config(lora: Lora, base: Any) -> LoraConfig:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tuneship.core import artifact as artifacts
-from tuneship.core import checkpoint, hardware, recipe_file, servable
+from tuneship.core import base_store, checkpoint, hardware, recipe_file, servable
 from tuneship.core.artifact import Artifact, Manifest
 from tuneship.core.identity import data_sha256
 from tuneship.core.parity import read_reference, write_reference
@@ -65,9 +65,10 @@ def merge_adapter(job: Job) -> Path:
     prepared = prepare.prepare(recipe)
     base = checkpoint.identify(prepared.source.path, prepared.source.id, prepared.source.revision)
     artifacts.check_base(adapter, base.weights_sha256, base.id)
+    original = base_store.original(prepared.source)
     with artifacts.draft(job.run.artifacts) as work:
         merge.write_merged(
-            prepared.source.path, adapter.path, prepared.tokenizer, adapter.manifest.end_token_ids, recipe.model, work
+            original.path, adapter.path, prepared.tokenizer, adapter.manifest.end_token_ids, recipe.model, work
         )
         verdict = _prove(job, recipe, prepared, adapter, work)
         manifest = adapter.manifest.model_copy(
@@ -125,10 +126,12 @@ def _seed(seed: int) -> None:
 def _manifest(job: Job, recipe: Recipe, prepared: Prepared, rows: Dataset, trained: Any, train_s: float) -> Manifest:
     config = trained.peft_config["default"]
     quantization = recipe.quantization
+    quantized = artifacts.quantized_base(prepared.source.path)
     return Manifest(
         kind="adapter",
         name=recipe.name,
         input_id=job.input_id,
+        parents=(quantized.content_id,) if quantized else (),
         base=checkpoint.identify(prepared.source.path, prepared.source.id, prepared.source.revision),
         quantization=artifacts.QuantizationRecord(
             method=quantization.method,

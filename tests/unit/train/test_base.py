@@ -1,0 +1,78 @@
+"""The NF4 base on disk: what training loads, bit for bit, and the same at every build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tuneship.core.artifact import Artifact
+from tuneship.core.errors import ArtifactError
+from tuneship.core.recipe import Model, Quantization
+from tuneship.train.commands import build_base
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESHIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def nf4(tiny_model: Path, tmp_path_factory) -> Artifact:
+    from tuneship.train.base import build
+
+    return build(str(tiny_model), "main", tmp_path_factory.mktemp("bases"))
+
+
+def test_it_is_what_training_loads(nf4: Artifact, tiny_model: Path):
+    import torch
+
+    from tuneship.train.model import load_base
+
+    model = Model(id="tiny", dtype="bfloat16")
+    trained_on = load_base(tiny_model, model, Quantization()).state_dict()
+    written = load_base(nf4.path, model, Quantization()).state_dict()
+    assert sum("quant_state" in key for key in written) == 14
+    assert written.keys() == trained_on.keys()
+    for key, tensor in written.items():
+        assert torch.equal(tensor, trained_on[key]), key
+
+
+def test_every_build_is_the_same(nf4: Artifact, tiny_model: Path, tmp_path: Path):
+    from tuneship.train.base import build
+
+    again = build(str(tiny_model), "main", tmp_path)
+    assert again.manifest.content_id == nf4.manifest.content_id
+    assert build(str(tiny_model), "main", tmp_path) == again
+    assert build(str(tiny_model), "main", tmp_path, double=False).manifest.content_id != nf4.manifest.content_id
+
+
+def test_its_manifest_says_what_it_was_made_of(nf4: Artifact, tiny_model: Path):
+    manifest = nf4.manifest
+    assert nf4.path.name == f"base-nf4-{nf4.id12}"
+    assert (manifest.base.id, manifest.name, manifest.end_token_ids) == (str(tiny_model), tiny_model.name, (2,))
+    assert (manifest.quantization.method, manifest.quantization.double) == ("nf4", True)
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"} <= manifest.files.keys()
+
+
+def test_it_is_loaded_as_it_was_written_or_not_at_all(nf4: Artifact):
+    from tuneship.train.model import load_base
+
+    model = Model(id="tiny", dtype="bfloat16")
+    with pytest.raises(ArtifactError, match="double = true"):
+        load_base(nf4.path, model, Quantization(double=False))
+    with pytest.raises(ArtifactError, match="no 16-bit weights"):
+        load_base(nf4.path, model)
+
+
+def test_what_is_packed_is_not_packed_again(nf4: Artifact, tmp_path: Path):
+    with pytest.raises(ArtifactError, match="quantized already"):
+        build_base(str(nf4.path), out=tmp_path)
+
+
+def test_there_is_no_fp8_base_to_build():
+    with pytest.raises(ArtifactError, match="while it loads") as caught:
+        build_base("org/base", quantization="fp8")
+    assert caught.value.hint == "tuneship serve org/base --quantization fp8"
