@@ -199,6 +199,9 @@ def _greedy(base: Path, adapter: Path | None, prompts: list[list[int]], tokens: 
 
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4-bit layers, which choose bfloat16 themselves
+            layer.compute_dtype, layer.support_avx512bf16_for_cpu = torch.float32, False
     if adapter:
         model = PeftModel.from_pretrained(model, adapter)
     answers: list[list[int]] = []

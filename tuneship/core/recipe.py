@@ -140,11 +140,12 @@ class Merge(Section):
 class Serve(Section):
     """The server. `memory_fraction` is SGLang's `--mem-fraction-static`."""
 
-    not_yet: ClassVar = {"mode": ("auto",), "quantization": ("nf4", "fp8", "w4a16")}
+    not_yet: ClassVar = {"mode": ("auto",), "quantization": ("w4a16",)}
 
     mode: Literal["merged", "adapters", "auto"] = "merged"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "nf4", "fp8", "w4a16"] = "none"
+    """Of the served base. nf4: written once, and bit for bit what adapters are trained on; fp8: SGLang's, on a GPU."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 30000
     """0 takes a free one."""
@@ -286,6 +287,14 @@ class Recipe(Section):
             raise ValueError(
                 f"train.method = {self.train.method!r} needs quantization.method = {wanted!r}, "
                 f"not {self.quantization.method!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _merged_is_served_as_it_was_proven(self) -> Recipe:
+        if self.serve.mode == "merged" and self.serve.quantization == "nf4":
+            raise ValueError(
+                "serve.quantization = 'nf4' needs serve.mode = 'adapters': a merged model is proven in 16 bits"
             )
         return self
 

@@ -18,7 +18,7 @@ from tuneship.core import artifact, checkpoint
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.model_source import ModelSource, resolve
 from tuneship.core.progress import say
-from tuneship.serve import preflight
+from tuneship.serve import preflight, quantized
 from tuneship.serve.preflight import BaseModel, Limits
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -44,6 +44,8 @@ class Catalog(NamedTuple):
 
     mode: Literal["merged", "adapters", "base"]
     entries: tuple[Entry, ...]
+    weights: str = "none"
+    """How the first entry's checkpoint is quantized, by its own configuration."""
 
     @property
     def base(self) -> Entry:
@@ -61,8 +63,9 @@ class Catalog(NamedTuple):
 
 
 def read(model: str, adapters: Path | None = None, *, max_rank: int = 64, name: str = "") -> Catalog:
-    """Find and check what is to be served: `model` is a merged artifact's directory, a hub id, a path or a bundled id.
+    """Find and check what is to be served.
 
+    `model` is the directory of a merged artifact or an NF4 base, or a base: a hub id, a path or a bundled id.
     `adapters` is one adapter's directory or a directory of them; `name` is what clients shall call `model`.
 
     Raises:
@@ -70,19 +73,21 @@ def read(model: str, adapters: Path | None = None, *, max_rank: int = 64, name: 
         PreflightError: an adapter that cannot be served here, or two models of one name.
 
     """
-    base, first = _merged(Path(model), name) if artifact.is_artifact(Path(model)) else _base(model, name)
+    source, first = _artifact(Path(model), name) if artifact.is_artifact(Path(model)) else _base(model, name)
+    weights = quantized.weights(source.path).method
     if adapters is None:
-        return Catalog("merged" if first.artifact_id else "base", (first,))
-    facts = preflight.read_base(base)
+        whole = first.artifact_id and not artifact.quantized_base(source.path)
+        return Catalog("merged" if whole else "base", (first,), weights)
+    facts = preflight.read_base(source)
     found = (_adapter(path, facts, Limits(max_rank)) for path in _adapters(adapters))
-    return Catalog("adapters", _all_different([first, *found]))
+    return Catalog("adapters", _all_different([first, *found]), weights)
 
 
-def _merged(path: Path, name: str) -> tuple[ModelSource, Entry]:
+def _artifact(path: Path, name: str) -> tuple[ModelSource, Entry]:
     if artifact.read_manifest(path).kind == "adapter":
         raise ArtifactError(f"{path} is an adapter, not a model", hint=f"tuneship serve BASE --adapters {path}")
     path = path.resolve()
-    opened = artifact.open_artifact(path, kind="merged")
+    opened = artifact.open_artifact(path)
     manifest = opened.manifest
     public = _checked(_BASE_NAME, name or manifest.name or path.name, "--name NAME")
     entry = Entry(public, f"{public}@{opened.id12}", None, path, manifest.content_id, manifest.base.id)
@@ -98,7 +103,7 @@ def _base(model: str, name: str) -> tuple[ModelSource, Entry]:
 
 def _adapter(path: Path, base: BaseModel, limits: Limits) -> Entry:
     checked = preflight.check(path, base, limits)
-    for remark in checked.remarks:
+    for remark in [*checked.remarks, *quantized.remarks(path, base.path)]:
         say(f"warning: {remark}")
     name = _checked(_ADAPTER_NAME, checked.name, "rename the directory")
     version = f"{name}@{checked.content_id[:12]}"

@@ -15,6 +15,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 30000,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
+    quantization: Literal["none", "nf4", "fp8", "w4a16"] = "none",
     max_loras: int = 8,
     max_rank: int = 64,
     context_length: int = 0,
@@ -25,10 +26,12 @@ def serve(
 ) -> None:
     """Serve a merged checkpoint, or any number of adapters on one base, until Ctrl-C.
 
+    An NF4 base (of `tuneship base build`) is served as such without being asked.
+
     Parameters
     ----------
     model
-        A merged artifact's directory, or a base: hub id, local path, bundled:smollm2-135m-instruct.
+        A merged artifact's or an NF4 base's directory, or a base: hub id, local path, bundled:smollm2-135m-instruct.
     adapters
         An adapter, or a directory of them, served beside the base, each under its own name.
     name
@@ -39,6 +42,9 @@ def serve(
         Port of the door; 0 takes a free one.
     dtype
         Of weights and activations; auto is bfloat16 where the hardware has it.
+    quantization
+        Of the base. nf4: the 4-bit base that adapters are trained on, written when it is not there yet. fp8: SGLang
+        quantizes while it loads, on a GPU. w4a16 is not yet supported.
     max_loras
         Adapters in one batch; more than that take turns.
     max_rank
@@ -60,12 +66,13 @@ def serve(
     from tuneship.core.cache import cache_dir  # noqa: PLC0415
     from tuneship.core.errors import RecipeError  # noqa: PLC0415
     from tuneship.core.recipe import Serve  # noqa: PLC0415
-    from tuneship.serve import catalog, server  # noqa: PLC0415
+    from tuneship.serve import catalog, quantized, server  # noqa: PLC0415
 
     try:
         settings = Serve(
             mode="adapters" if adapters else "merged",
             dtype=dtype,
+            quantization=quantization,
             host=host,
             port=port,
             max_loras=max_loras,
@@ -76,7 +83,10 @@ def serve(
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from None
-    found = catalog.read(model, adapters, max_rank=max_rank, name=name)
+        flag = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
+        raise RecipeError(f"{flag}{first['msg'].removeprefix('Value error, ')}") from None
+    served = quantized.with_quantization(model, settings)
+    name = name or quantized.public_name(model)
+    found = catalog.read(served, adapters, max_rank=max_rank, name=name)
     log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"
     server.run(found, settings, server.Files(log, endpoint_file))

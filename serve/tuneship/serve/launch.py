@@ -15,6 +15,7 @@ from pathlib import Path
 from tuneship.core.cache import cache_dir
 from tuneship.core.hardware import Hardware
 from tuneship.core.recipe import Serve
+from tuneship.serve import quantized
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.preflight import PROJECTIONS
 from tuneship.serve.sglang_plugin.platform import ENGINE_VARIABLE
@@ -25,6 +26,12 @@ BF16_CAPABILITY = (8, 0)
 # On a CPU SGLang would take most of the RAM for its KV cache, and 16 streams are past the machine's knee.
 _CPU_TOKENS = 20_000
 _CPU_REQUESTS = 16
+
+_QUANTIZATION_FLAGS: Mapping[quantized.Method, tuple[str, ...]] = {
+    "none": (),
+    "nf4": ("--quantization", "bitsandbytes", "--load-format", "bitsandbytes"),
+    "fp8": ("--quantization", "fp8"),
+}
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,19 @@ class EngineConfig:
     host: str = LOOPBACK
     context_length: int = 0
     memory_fraction: float | None = None
+    quantization: quantized.Method = "none"
     lora: LoraLimits | None = None
     adapters: tuple[tuple[str, Path], ...] = ()
     extra_args: tuple[str, ...] = ()
 
 
 def configure(serve: Serve, catalog: Catalog, hardware: Hardware, port: int) -> EngineConfig:
-    """Choose the engine's settings for this catalog on this machine; the engine listens on loopback only."""
+    """Choose the engine's settings for this catalog on this machine; the engine listens on loopback only.
+
+    Raises:
+        PreflightError: SGLang cannot serve a base of this quantization so.
+
+    """
     adapters = tuple((entry.selector, entry.path) for entry in catalog.entries if entry.selector)
     return EngineConfig(
         model_path=catalog.model_path,
@@ -64,6 +77,7 @@ def configure(serve: Serve, catalog: Catalog, hardware: Hardware, port: int) -> 
         cpu=not hardware.gpus,
         context_length=serve.context_length,
         memory_fraction=None if serve.memory_fraction == "auto" else serve.memory_fraction,
+        quantization=quantized.method(serve, catalog.weights, hardware),
         lora=LoraLimits(serve.max_loras, serve.max_rank) if adapters else None,
         adapters=adapters,
         extra_args=serve.extra_args,
@@ -83,6 +97,7 @@ def flags(config: EngineConfig) -> list[str]:
         "--enable-metrics",
         *(("--context-length", str(config.context_length)) if config.context_length else ()),
         *(("--mem-fraction-static", str(config.memory_fraction)) if config.memory_fraction else ()),
+        *_QUANTIZATION_FLAGS[config.quantization],
         *(_cpu_flags() if config.cpu else ()),
         *(_lora_flags(config.lora, config.adapters) if config.lora else ()),
         *config.extra_args,

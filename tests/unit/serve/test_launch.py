@@ -89,6 +89,19 @@ def test_a_merged_model_on_a_gpu():
     )
 
 
+@pytest.mark.parametrize(
+    ("serve", "catalog", "words"),
+    [
+        (Serve(), ADAPTERS._replace(weights="nf4"), "--quantization bitsandbytes --load-format bitsandbytes"),
+        (Serve(quantization="fp8"), ADAPTERS, "--quantization fp8"),
+    ],
+    ids=["packed", "fp8"],
+)
+def test_quantization(serve: Serve, catalog: Catalog, words: str):
+    assert words in " ".join(flags(configure(serve, catalog, H100, 31000)))
+    assert "--quantization" not in flags(configure(Serve(), ADAPTERS, H100, 31000))
+
+
 def test_the_engine_never_listens_where_the_door_does():
     config = configure(Serve(host="0.0.0.0", port=80), MERGED, H100, 31000)
     assert (config.host, config.port) == ("127.0.0.1", 31000)

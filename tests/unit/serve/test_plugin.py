@@ -27,11 +27,20 @@ print(json.dumps({"answer": answer, "modules": sorted(sys.modules)}))
 
 
 def activate(**environment: str) -> dict:
+    return run_python(ACTIVATE, **environment)
+
+
+def run_python(program: str, **environment: str) -> dict:
     plain = {key: value for key, value in os.environ.items() if key != "TUNESHIP_ENGINE"}
     done = subprocess.run(
-        [sys.executable, "-c", ACTIVATE], env=plain | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], env=plain | environment, capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout)
+
+
+def sglang_source(name: str) -> str:
+    (sglang,) = find_spec("sglang").submodule_search_locations
+    return (Path(sglang) / "srt" / name).read_text()
 
 
 def test_it_is_registered():
@@ -54,12 +63,49 @@ def test_it_speaks_up_in_ours():
 
 def test_upstream_still_pins_without_asking():
     """When this fails, SGLang's LoRA code asks for pinned memory properly: try without `pinned_memory.py`."""
-    (sglang,) = find_spec("sglang").submodule_search_locations
-    lora = Path(sglang) / "srt" / "lora"
-    for name in ("layers.py", "backend/torch_backend.py"):
-        source = (lora / name).read_text()
+    for name in ("lora/layers.py", "lora/backend/torch_backend.py"):
+        source = sglang_source(name)
         assert "pin_memory=True" in source
         assert "is_pin_memory_available" not in source
+
+
+GENERAL = """
+import json, sys
+from importlib.metadata import entry_points
+(ours,) = [entry for entry in entry_points(group="sglang.srt.plugins") if entry.name == "tuneship"]
+ours.load()()
+hooks = sys.modules.get("sglang.srt.plugins.hook_registry")
+print(json.dumps({"hooks": sorted(hooks.HookRegistry._hooks) if hooks else [], "modules": sorted(sys.modules)}))
+"""
+
+
+@pytest.mark.parametrize("variable", ["", "0"])
+def test_the_general_plugin_is_silent_and_light_in_other_peoples_engines(variable):
+    seen = run_python(GENERAL, TUNESHIP_ENGINE=variable)
+    assert seen["hooks"] == []
+    assert not {"torch", "sglang", "numpy", "pydantic", "psutil"} & set(seen["modules"])
+
+
+def test_the_general_plugin_hooks_what_every_device_needs():
+    assert run_python(GENERAL, TUNESHIP_ENGINE="1")["hooks"] == ["sglang.srt.lora.lora.LoRAAdapter.initialize_weights"]
+
+
+def test_upstream_still_reads_adapters_in_their_bases_format():
+    """When this fails, try NF4 with an adapter without `adapter_load_format.py`."""
+    assert "DefaultModelLoader(self.load_config)" in sglang_source("lora/lora.py")
+
+
+def test_upstream_still_computes_4_bit_layers_on_cuda_alone():
+    """When this fails, try an NF4 base on a CPU without `four_bit_on_cpu.py`."""
+    assert 'QuantState.from_dict(quant_state, device="cuda")' in sglang_source("model_loader/loader.py")
+    layers = sglang_source("layers/quantization/bitsandbytes.py")
+    assert "x.to(torch.bfloat16)" in layers
+    assert "return torch.finfo(dtype).bits // torch.iinfo(torch.uint8).bits" in layers
+
+
+def test_upstream_still_refuses_packed_weights_with_tensor_parallel():
+    """When this fails, `quantized.method` need not refuse it."""
+    assert "Prequant BitsAndBytes models with TP is not supported" in sglang_source("model_loader/loader.py")
 
 
 ENGINE = """

@@ -47,6 +47,16 @@ def test_a_truncated_adapter(base: Path, seal_adapter, tmp_path: Path):
     assert "adapter_model.safetensors" in said
 
 
+def test_an_nf4_base_with_tensor_parallel(base: Path, tmp_path: Path):
+    words = ("--quantization", "nf4", "--extra-arg=--tp-size", "--extra-arg=2")
+    assert "tensor parallel 2" in refused(serve(str(base), *words, cwd=tmp_path), tmp_path)
+
+
+def test_a_quantization_that_comes_later(base: Path):
+    with pytest.raises(RecipeError, match=r"^quantization = 'w4a16' is not yet supported"):
+        commands.serve(str(base), quantization="w4a16")
+
+
 @pytest.mark.parametrize("values", [{"port": 70000}, {"max_rank": 0}, {"memory_fraction": 1.5}], ids=str)
 def test_values_out_of_range(base: Path, values: dict):
     (name,) = values

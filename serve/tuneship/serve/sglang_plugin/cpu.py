@@ -13,7 +13,7 @@ from typing import Any
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
 
-from tuneship.serve.sglang_plugin import forked_workers, pinned_memory
+from tuneship.serve.sglang_plugin import forked_workers, four_bit_on_cpu, pinned_memory
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
@@ -59,3 +59,4 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
     def init_backend(self) -> None:
         """Hang in our hooks, once in each worker."""
         pinned_memory.install()
+        four_bit_on_cpu.install()

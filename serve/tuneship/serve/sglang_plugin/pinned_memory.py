@@ -3,7 +3,7 @@
 Upstream gap: SGLang's LoRA code asks for pinned memory without asking whether there is any (`pin_memory=True` and
 `.pin_memory()` in `lora/layers.py` and `lora/backend/torch_backend.py`; 0.5.17 to 0.5.23), and torch refuses that where
 there is no accelerator. Elsewhere SGLang asks `is_pin_memory_available()` first; once its LoRA code does too, an engine
-with adapters starts on a CPU without these hooks: `tests/integration/test_serve_plugin.py` then fails and says so.
+with adapters starts on a CPU without these hooks: `tests/unit/serve/test_plugin.py` then fails and says so.
 """
 
 from __future__ import annotations

@@ -1,0 +1,165 @@
+"""Serving a base of fewer bits: which base that is, what an engine makes of it, and what is refused before it starts.
+
+    model = with_quantization("org/base", Serve(quantization="nf4"))  # its NF4 base's folder, built if need be
+    weights(Path(model))  # QuantizationRecord(method="nf4", double=True, ...)
+
+The rule of docs/decisions/0009-an-nf4-base-is-an-artifact.md: an adapter fits every base made of the weights that it
+was trained on, and `remarks` says so when their bits are not those that it was trained on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from tuneship.core import artifact, base_store, checkpoint, hardware, model_source
+from tuneship.core.artifact import QuantizationRecord
+from tuneship.core.base_store import Wanted
+from tuneship.core.cache import cache_dir
+from tuneship.core.errors import PreflightError
+from tuneship.core.hardware import Hardware
+from tuneship.core.progress import say
+from tuneship.core.recipe import Serve
+from tuneship.core.stage import Job, run_job
+
+Method = Literal["none", "nf4", "fp8"]
+"""What an engine is told: nothing, that the weights are packed, or to quantize while it loads."""
+
+_BITSANDBYTES = "bitsandbytes"
+# SGLang's argparse takes any unambiguous beginning of an option for it.
+_TENSOR_PARALLEL = ("--tp", "--te")
+
+
+def with_quantization(model: str, serve: Serve, *, double: bool = True) -> str:
+    """The model to serve when `model` is wanted with `serve.quantization`: for nf4 its NF4 base, built if need be.
+
+    `double` is whether an NF4 base's scales shall be quantized too.
+
+    Raises:
+        ArtifactError: no such model, or it cannot be packed.
+        PreflightError: a merged model, an NF4 base in another quantization, or what SGLang cannot do with one.
+
+    """
+    path, quantization = Path(model), serve.quantization
+    if artifact.quantized_base(path):
+        if quantization not in {"none", "nf4"}:
+            raise PreflightError(
+                f"{path.name} is NF4 and cannot be served as {quantization}", hint="serve its original"
+            )
+        return model
+    if quantization != "nf4":
+        return model
+    if artifact.is_artifact(path):
+        raise PreflightError(
+            f"{path.name} was proven in 16 bits, and as NF4 it is another model",
+            hint="serve its base with --quantization nf4 and its adapter with --adapters",
+        )
+    _refuse_for_nf4(serve, hardware.detect())  # before minutes of building
+    source = model_source.resolve(model)
+    if weights(source.path).method == "nf4":
+        return model
+    return str(_find_or_build(Wanted(source, double)))
+
+
+def public_name(model: str) -> str:
+    """What clients call `model` unless told otherwise, whoever packed it; empty where an artifact says so itself."""
+    return "" if artifact.is_artifact(Path(model)) else model_source.resolve(model).name
+
+
+def weights(path: Path) -> QuantizationRecord:
+    """How the checkpoint at `path` holds its linear layers, by its own configuration; `none`: in 16 bits or more."""
+    packed = checkpoint.read_config(path).get("quantization_config") or {}
+    method = str(packed.get("quant_method") or "none")
+    if method == _BITSANDBYTES and packed.get("load_in_4bit"):
+        method = str(packed.get("bnb_4bit_quant_type"))
+    return QuantizationRecord(
+        method=method,
+        double=bool(packed.get("bnb_4bit_use_double_quant")),
+        compute_dtype=str(packed.get("bnb_4bit_compute_dtype") or ""),
+    )
+
+
+def remarks(adapter: Path, base: Path) -> list[str]:
+    """What to say when `adapter` was trained on other bits of the same weights than `base` holds."""
+    if not artifact.is_artifact(adapter):
+        return []  # nobody knows what it was trained on
+    manifest, served = artifact.read_manifest(adapter), weights(base)
+    trained = manifest.quantization
+    if _bits(trained) == _bits(served):
+        return []
+    fix = " (--quantization nf4 serves that)" if trained.method == "nf4" and served.method == "none" else ""
+    was = f"adapter {manifest.name or adapter.name!r} was trained on {manifest.base.id} {_bits(trained)}{fix}"
+    return [f"{was} and is served on it {_bits(served)}: its answers can differ from those that training measured"]
+
+
+def method(serve: Serve, weights_method: str, machine: Hardware) -> Method:
+    """What the engine is told for a checkpoint of `weights_method`.
+
+    Raises:
+        PreflightError: it cannot be served so here; the message says why.
+
+    """
+    if weights_method == "nf4":
+        _refuse_for_nf4(serve, machine)
+        return "nf4"
+    if serve.quantization == "fp8":
+        if weights_method != "none":
+            raise PreflightError(f"the model is quantized already ({weights_method})", hint="leave --quantization out")
+        if not machine.gpus:
+            raise PreflightError(
+                "--quantization fp8 needs a GPU: SGLang's FP8 kernels are Triton's and CUDA's",
+                hint="--quantization nf4 runs on a CPU",
+            )
+        return "fp8"
+    return "none"
+
+
+def _refuse_for_nf4(serve: Serve, machine: Hardware) -> None:
+    parallel = tensor_parallel(serve.extra_args)
+    if parallel != "1":
+        raise PreflightError(
+            f"an NF4 base cannot be split over GPUs (tensor parallel {parallel}): each packed block of weights has one "
+            "scale, and SGLang does not cut through them",
+            hint="serve it on one GPU, or the 16-bit base on several",
+        )
+    if serve.dtype == "float32" and machine.gpus:
+        raise PreflightError(
+            "an NF4 base cannot be served in float32 on a GPU: SGLang computes 4-bit layers in 16 bits",
+            hint="leave --dtype out",
+        )
+
+
+def tensor_parallel(extra_args: Sequence[str]) -> str:
+    """The last tensor-parallel size in SGLang's arguments, in any spelling; `1` where there is none."""
+    size = "1"
+    for word, following in pairwise([*extra_args, ""]):
+        name, given, value = word.partition("=")
+        if name.startswith(_TENSOR_PARALLEL):
+            size = value if given else following
+    return size
+
+
+def _bits(record: QuantizationRecord) -> str:
+    """In words, alike exactly when the numbers are: what they are computed in is the engine's own choice."""
+    if record.method == "none":
+        return "unquantized"
+    return f"as {record.method.upper()} {'with' if record.double else 'without'} double quantization"
+
+
+def _find_or_build(wanted: Wanted) -> Path:
+    """The NF4 base in the cache; a process of the train stage writes it when there is none."""
+    folder = base_store.default_folder()
+    there = base_store.find(wanted, folder)
+    if there:
+        return there.path
+    say(f"there is no NF4 base of {wanted.source.id} yet: building it, once")
+    logs = cache_dir() / "logs"
+    logs.mkdir(exist_ok=True)
+    attempt = Path(tempfile.mkdtemp(dir=logs, prefix="base-"))
+    source = wanted.source
+    inputs = {"model": source.id, "revision": source.revision, "out": str(folder), "double": str(wanted.double)}
+    job = Job(stage="base", input_id=wanted.input_id, run_path=attempt, attempt=attempt, inputs=inputs)
+    return run_job(job, "tuneship.train")

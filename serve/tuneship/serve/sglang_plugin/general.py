@@ -1,0 +1,20 @@
+"""Entry point `sglang.srt.plugins`: hooks that engines of ours need on every device.
+
+Every SGLang in this environment imports this module in each of its processes, also those that are none of our business.
+So it imports nothing at the top, and it does nothing unless our launcher asked.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+def activate() -> None:
+    """Hang in our hooks, in an engine of ours."""
+    from tuneship.serve.sglang_plugin.platform import ENGINE_VARIABLE  # noqa: PLC0415 - see above
+
+    if os.environ.get(ENGINE_VARIABLE) != "1":
+        return
+    from tuneship.serve.sglang_plugin import adapter_load_format  # noqa: PLC0415 - loads torch
+
+    adapter_load_format.install()
