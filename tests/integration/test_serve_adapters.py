@@ -246,4 +246,4 @@ async def test_sigterm_finishes_what_is_in_flight(server, url):
     assert server.exit_code() == 0
     assert not server.endpoint_file.exists()
     server.assert_no_orphans()
-    assert not list(server.folder.glob("*.counters")), "what the engine counted lies about"
+    assert not list(server.folder.glob("*.counters*")), "what the engine counted lies about"
