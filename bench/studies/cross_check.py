@@ -1,6 +1,7 @@
 """The same load on the same server by our client and by SGLang's own benchmark: do the figures agree (or why not).
 
-The two take turns on a running server (ours, SGLang's, SGLang's, ours, ...), and both send the same:
+The two take turns on a running server (ours, SGLang's, SGLang's, ours, ...), or with --together load it at the same
+time, so that both see the same moods of it: its own noise from run to run is often more than 5 %. Both send the same:
 
 - prompts: the same words, in another order in every run. So each run has as many tokens, and none is answered from the
   server's prefix cache. SGLang's benchmark reads them from a file (`--dataset-name openai`).
@@ -27,6 +28,7 @@ itself, from run to run: standard deviation over mean.
 
     .venv/bin/tuneship serve bundled:smollm2-135m-instruct --port 31000 &
     .venv/bin/python bench/studies/cross_check.py --url http://127.0.0.1:31000 --tokenizer MODEL_FOLDER --rates 1
+    .venv/bin/python bench/studies/cross_check.py --url ... --tokenizer MODEL_FOLDER --concurrency 2 --together
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +63,8 @@ THROUGHPUT = "output_tokens_per_s"
 WITHIN = 0.05
 OURS, THEIRS = "tuneship", "sglang"
 _DRAIN_S = 600
+_BEGINS = "Starting main benchmark run"
+"""What SGLang's benchmark prints a second before it sends."""
 _ENGINE = {
     "engine_prompt_tokens": "sglang:prompt_tokens_total",
     "engine_output_tokens": "sglang:generation_tokens_total",
@@ -93,6 +97,10 @@ class Server(NamedTuple):
     tokenizer: str
 
 
+Round = Callable[[Server, Level, str, int], dict[str, Figures]]
+"""Both once: (server, level, salt of the prompts, number of the round) -> {client: figures}."""
+
+
 def main() -> None:
     """Run every level by all clients in turn; what they found goes to `--out`, a table to stdout."""
     options = _options()
@@ -100,7 +108,8 @@ def main() -> None:
     server = Server(target.url, target.models[0], options.tokenizer)
     if engine_metrics.scrape(server.url) == engine_metrics.EMPTY:
         sys.exit(f"{server.url} has no /metrics: nobody counts both sides' tokens")
-    levels = [run_level(server, level, options.rounds) for level in _levels(options)]
+    run = run_together if options.together else run_in_turn
+    levels = [run_level(server, level, options.rounds, run) for level in _levels(options)]
     found = {
         "measured": "each side: median over its runs; ratio: tuneship / sglang, geometric mean over the rounds",
         "command": shlex.join(["python", "bench/studies/cross_check.py", *sys.argv[1:]]),
@@ -116,18 +125,13 @@ def main() -> None:
         sys.exit("not the same load: " + "; ".join(problems))
 
 
-def run_level(server: Server, level: Level, rounds: int) -> dict[str, Any]:
-    """Both `rounds` times, in turn and back again; the runs and what follows from them."""
+def run_level(server: Server, level: Level, rounds: int, run: Round) -> dict[str, Any]:
+    """`rounds` times both; the runs and what follows from them."""
     salt = secrets.token_hex(4)
     _ours(server, level, _prompts(level, f"{salt} warm-up"))
     runs: dict[str, list[Figures]] = {OURS: [], THEIRS: []}
     for number in range(rounds):
-        for client in (OURS, THEIRS) if number % 2 == 0 else (THEIRS, OURS):
-            prompts = _prompts(level, f"{salt} {number} {client}")
-            before = engine_metrics.scrape(server.url)
-            figures = _ours(server, level, prompts) if client == OURS else _theirs(server, level, prompts)
-            counted = engine_metrics.change(before, engine_metrics.scrape(server.url))
-            figures |= {name: _sum(counted, metric) for name, metric in _ENGINE.items()}
+        for client, figures in run(server, level, f"{salt} {number}", number).items():
             runs[client].append(figures)
             print(level.name, client, {name: round(value, 3) for name, value in figures.items()}, file=sys.stderr)
     problems = _problems(level, runs)
@@ -142,6 +146,36 @@ def run_level(server: Server, level: Level, rounds: int) -> dict[str, Any]:
     }
 
 
+def run_in_turn(server: Server, level: Level, salt: str, number: int) -> dict[str, Figures]:
+    """Each alone, the other first in every second round."""
+    found = {}
+    for client in (OURS, THEIRS) if number % 2 == 0 else (THEIRS, OURS):
+        measure = _ours if client == OURS else _theirs
+        before = engine_metrics.scrape(server.url)
+        figures = measure(server, level, _prompts(level, f"{salt} {client}"))
+        found[client] = figures | _engine_counted(server, before, 1)
+    return found
+
+
+def run_together(server: Server, level: Level, salt: str, _number: int) -> dict[str, Figures]:
+    """Both at once, each with the whole load; half of what the engine counts is each one's."""
+    ours: list[Figures] = []
+    before = engine_metrics.scrape(server.url)
+    theirs = _theirs(
+        server,
+        level,
+        _prompts(level, f"{salt} {THEIRS}"),
+        lambda: ours.append(_ours(server, level, _prompts(level, f"{salt} {OURS}"))),
+    )
+    counted = _engine_counted(server, before, 2)
+    return {OURS: ours[0] | counted, THEIRS: theirs | counted}
+
+
+def _engine_counted(server: Server, before: engine_metrics.Scrape, clients: int) -> Figures:
+    counted = engine_metrics.change(before, engine_metrics.scrape(server.url))
+    return {name: _sum(counted, metric) / clients for name, metric in _ENGINE.items()}
+
+
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", required=True, help="a running server's URL, or its endpoint.json")
@@ -154,6 +188,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0, help="of words and arrivals")
+    parser.add_argument("--together", action="store_true", help="both at once instead of in turn")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not options.rates and not options.concurrency:
@@ -221,7 +256,8 @@ def _ours(server: Server, level: Level, prompts: Sequence[str]) -> Figures:
     }
 
 
-def _theirs(server: Server, level: Level, prompts: Sequence[str]) -> Figures:
+def _theirs(server: Server, level: Level, prompts: Sequence[str], beside: Callable[[], None] | None = None) -> Figures:
+    """`beside` is called a second before theirs sends, which is when ours begins."""
     row: dict[str, Any] = {"max_tokens": level.output_tokens, "ignore_eos": True, "temperature": 0}
     # Without usage it would take the number of output tokens that it asked for.
     row["stream_options"] = {"include_usage": True}
@@ -231,6 +267,7 @@ def _theirs(server: Server, level: Level, prompts: Sequence[str]) -> Figures:
         asked.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         said = _run_theirs(
             answer,
+            beside,
             *("--backend", "sglang-oai-chat", "--base-url", server.url, "--model", server.model),
             *("--tokenizer", server.tokenizer, "--dataset-name", "openai", "--dataset-path", str(asked)),
             *("--num-prompts", str(level.requests), "--seed", str(level.seed), "--warmup-requests", "0"),
@@ -249,14 +286,24 @@ def _theirs(server: Server, level: Level, prompts: Sequence[str]) -> Figures:
     }
 
 
-def _run_theirs(answer: Path, *arguments: str) -> dict[str, Any]:
+def _run_theirs(answer: Path, beside: Callable[[], None] | None, *arguments: str) -> dict[str, Any]:
     argv = [sys.executable, "-m", "sglang.benchmark.serving", *arguments]
     argv += ["--disable-tqdm", "--output-file", str(answer)]
     # The tokenizer is a folder; it looks the model's name up on the hub too, only to warn about its template.
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
-    if done.returncode:
-        sys.exit(f"SGLang's benchmark failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=complaints, text=True, env=env) as process,
+    ):
+        assert process.stdout
+        said_so_far = ""
+        for line in process.stdout:
+            said_so_far += line
+            if beside and _BEGINS in line:
+                beside()
+        if process.wait():
+            complaints.seek(0)
+            sys.exit(f"SGLang's benchmark failed:\n{said_so_far[-2000:]}\n{complaints.read()[-4000:]}")
     said: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
     return said
 

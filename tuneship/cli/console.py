@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,10 @@ from tuneship.core.progress import Event
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-out = Console()
+_PIPE_WIDTH = 140
+
+# A pipe has no width: do not cut figures to 80 columns there.
+out = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 talk = Console(stderr=True, highlight=False)
 
 

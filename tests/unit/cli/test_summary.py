@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tuneship.cli import summary
 from tuneship.core import report
@@ -37,7 +38,7 @@ def _nll(role: str, value: float) -> NllResult:
 @pytest.fixture
 def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     """What is printed of a report, by line, runs of blanks as one."""
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr(summary, "out", Console(width=160))
 
     def lines(**parts) -> list[str]:
         summary.show(Report(name="n", created_at="now", testbed=TESTBED, **parts), Path("runs/n"))
