@@ -74,8 +74,8 @@ def bench(job: Job) -> Path:
         training=read_training(Path(job.inputs["train_attempt"])) if "train_attempt" in job.inputs else [],
         load=load.levels,
         knee=load.knee,
-        eval=[*base_evals, *_moved(tuned, job.attempt, job.run_path)],
-        nll=[*base_nlls, *_moved(likelihood, job.attempt, job.run_path)],
+        eval=[*base_evals, *moved(tuned, job.attempt, job.run_path)],
+        nll=[*base_nlls, *moved(likelihood, job.attempt, job.run_path)],
         parity=newest_parity(artifact.evidence) if artifact else None,
         provenance=_provenance(job, artifact),
     )
@@ -108,6 +108,14 @@ def newest_parity(evidence: Path) -> Parity | None:
     """The last appended parity verdict; None without one."""
     files = sorted(evidence.glob("parity-*.json"), key=lambda file: int(file.stem.removeprefix("parity-")))
     return Parity.model_validate_json(files[-1].read_text(encoding="utf-8")) if files else None
+
+
+def moved(results: Sequence[_Measured], source: Path, destination: Path) -> list[_Measured]:
+    """The same results with their items files named as seen from `destination`, so that a run can be moved."""
+    return [
+        result.model_copy(update={"items_file": os.path.relpath(source / result.items_file, destination)})
+        for result in results
+    ]
 
 
 def _artifact(job: Job) -> Artifact | None:
@@ -168,15 +176,7 @@ def _read_baseline(job: Job) -> tuple[list[EvalResult], list[NllResult]]:
         return [], []
     file = Path(job.inputs["baseline"])
     found = read_report(file)
-    return _moved(found.eval, file.parent, job.run_path), _moved(found.nll, file.parent, job.run_path)
-
-
-def _moved(results: Sequence[_Measured], source: Path, destination: Path) -> list[_Measured]:
-    """The same results with their items files named as seen from `destination`, so that a run can be moved."""
-    return [
-        result.model_copy(update={"items_file": os.path.relpath(source / result.items_file, destination)})
-        for result in results
-    ]
+    return moved(found.eval, file.parent, job.run_path), moved(found.nll, file.parent, job.run_path)
 
 
 def _provenance(job: Job, artifact: Artifact | None) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Two stored reports: what their testbed's noise allows to be told, and what the verb's exit code says of it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -39,8 +40,8 @@ def _measurements(one, noise: float, runs: int) -> tuple[Measurement, ...]:
     )
 
 
-def compare(a, b, folders=(None, None), known=None, **options):
-    sides = (Stored(side, folder) for side, folder in zip((a, b), folders, strict=True))
+def compare(a, b, folders=(Path(), Path()), known=None, **options):
+    sides = (Stored(side, folder / "report.json") for side, folder in zip((a, b), folders, strict=True))
     return judge(weigh(*sides, MARGINS, known or calibration(a), **options))
 
 
@@ -228,6 +229,8 @@ def test_exit_codes(make_report, make_level, tmp_path, capsys) -> None:
     assert "cannot tell: the candidate has 3 requests, 20 are needed" in " ".join(out.out.split())
     assert "cannot tell" in out.err
     verb(one, html=tmp_path / "page.html")
-    assert "poisson 4/s TTFT p50 ms" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "poisson 4/s TTFT p50 ms" in page
+    assert str(tmp_path / "b.json") in page
     with pytest.raises(EndpointError, match="no report at"):
         compare_verb(str(tmp_path), str(tmp_path / "missing.json"))

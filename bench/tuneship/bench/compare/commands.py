@@ -175,8 +175,7 @@ def compare(
         if html:
             from tuneship.bench.report.page import write_comparison_html  # noqa: PLC0415 - 2 s of altair
 
-            files = [(side.report, side.folder / "report.json") for side in (before, after)]
-            write_comparison_html(rows, files[0], files[1], html)
+            write_comparison_html(rows, before, after, html)
     tables.show_comparison(rows)
     if junit:
         outputs.write_junit(rows, junit)
@@ -302,4 +301,4 @@ def _read(path: Path) -> Stored:
     from tuneship.bench.compare.stored import Stored  # noqa: PLC0415
 
     file = path / "report.json" if path.is_dir() else path
-    return Stored(read_report(file), file.parent)
+    return Stored(read_report(file), file)

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from scipy import stats  # type: ignore[import-untyped]
 
@@ -20,25 +20,25 @@ from tuneship.bench.compare.verdict import Evidence
 from tuneship.bench.quality.evaluate import Item, read_items
 from tuneship.core.report import EvalResult, NllResult
 
+_Result = TypeVar("_Result", EvalResult, NllResult)
+
 FEWEST_ITEMS = 20
 _MOST_ITEMS = 100_000
 
 
-class Side(NamedTuple):
-    """What one model scored, and the folder that its items file is named from."""
+class Side(NamedTuple, Generic[_Result]):
+    """What one model made of the items, and the folder that its items file is named from."""
 
-    result: EvalResult
+    result: _Result
     folder: Path
 
-
-class NllSide(NamedTuple):
-    """How likely one model found the rows, and the folder that its rows file is named from."""
-
-    result: NllResult
-    folder: Path
+    @property
+    def file(self) -> Path:
+        """Its items file."""
+        return self.folder / self.result.items_file
 
 
-def weigh_scores(a: Side, b: Side | None, margin: float, alpha: float) -> Evidence:
+def weigh_scores(a: Side[EvalResult], b: Side[EvalResult] | None, margin: float, alpha: float) -> Evidence:
     """One task; effect and `margin` in points of score (0..1). McNemar or a bootstrap over paired items."""
     name = f"{a.result.task} {Path(a.result.data).name} ({a.result.role})"
     if b is None:
@@ -57,7 +57,7 @@ def weigh_scores(a: Side, b: Side | None, margin: float, alpha: float) -> Eviden
     return Evidence(name, a.result.score, b.result.score, margin, "points", *found, next_step=step)
 
 
-def weigh_nll(a: NllSide, b: NllSide | None, margin: float, alpha: float) -> Evidence:
+def weigh_nll(a: Side[NllResult], b: Side[NllResult] | None, margin: float, alpha: float) -> Evidence:
     """One file of held-out text; effect and `margin` in nats per token, rows as clusters."""
     name = f"nll {Path(a.result.data).name} ({a.result.role})"
     if b is None:
@@ -103,21 +103,20 @@ def _items_needed(found: Paired, margin: float) -> int:
     return min(_MOST_ITEMS, max(found.pairs + 1, math.ceil(found.pairs * factor**2)))
 
 
-def _items(side: Side) -> Sequence[Item]:
-    path = side.folder / side.result.items_file
-    return read_items(path) if path.is_file() else []
+def _items(side: Side[EvalResult]) -> Sequence[Item]:
+    return read_items(side.file) if side.file.is_file() else []
 
 
 def _question(item: Item) -> tuple[str, str]:
     return json.dumps(item.prompt), item.reference
 
 
-def _rows(side: NllSide) -> list[dict[str, float]]:
-    path = side.folder / side.result.items_file
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+def _rows(side: Side[NllResult]) -> list[dict[str, float]]:
+    lines = side.file.read_text(encoding="utf-8").splitlines() if side.file.is_file() else []
     return [json.loads(line) for line in lines]
 
 
-def _doubtful(name: str, a: float, b: float | None, margin: float, unit: str, doubt: str) -> Evidence:
-    assert unit in {"points", "nats"}
-    return Evidence(name, a, b, margin, "points" if unit == "points" else "nats", doubt=doubt)
+def _doubtful(
+    name: str, a: float, b: float | None, margin: float, unit: Literal["points", "nats"], doubt: str
+) -> Evidence:
+    return Evidence(name, a, b, margin, unit, doubt=doubt)

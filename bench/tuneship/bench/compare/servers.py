@@ -14,26 +14,24 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from tuneship.bench import testbed
 from tuneship.bench.compare import live
 from tuneship.bench.compare.calibration import measurement, read_calibration
 from tuneship.bench.compare.live import Pair
-from tuneship.bench.compare.quality import NllSide, Side, weigh_nll, weigh_scores
+from tuneship.bench.compare.quality import Side, weigh_nll, weigh_scores
 from tuneship.bench.compare.stored import Margins
 from tuneship.bench.compare.verdict import Evidence, judge
 from tuneship.bench.load.measure import LoadPlan, measure_block, warm_up
 from tuneship.bench.quality.evaluate import Task, evaluate
 from tuneship.bench.quality.nll import measure_nll
-from tuneship.bench.stages import now
+from tuneship.bench.stages import moved, now
 from tuneship.bench.target import Target
 from tuneship.core.errors import TuneshipError
 from tuneship.core.files import write_atomic
 from tuneship.core.progress import say
 from tuneship.core.report import Comparison, EvalResult, NllResult, Report, write_report
-
-_Result = TypeVar("_Result", EvalResult, NllResult)
 
 
 class Plan(NamedTuple):
@@ -85,7 +83,7 @@ def measure(a: Target, b: Target, plan: Plan, alpha: float, margin: float) -> li
         EndpointError: a side did not answer.
 
     """
-    answer_s = min(warm_up(side, plan.load) for side in (a, b))
+    answer_s = min(warm_up(side, plan.load) for side in ([a] if a == b else [a, b]))
     first = measure_block(a, plan.load, answer_s)  # the first block after a pause is no block like the others
     calibration = read_calibration(testbed.describe(a))
     pairs = plan.pairs or live.plan_pairs(calibration, first, margin, alpha)
@@ -101,19 +99,12 @@ def _ask(a: Target, b: Target, plan: Plan, margins: Margins, alpha: float, folde
     for task in plan.tasks:
         before, after = (Side(evaluate(target, task, place), place) for target, place in sides)
         found.evidence.append(weigh_scores(before, after, margins.quality, alpha))
-        found.evals.extend(_named_from(side.result, side.folder, folder) for side in (before, after))
+        found.evals.extend(one for side in (before, after) for one in moved([side.result], side.folder, folder))
     if plan.nll:
-        first, second = (
-            NllSide(measure_nll(target, plan.nll, place, plan.nll_limit), place) for target, place in sides
-        )
+        first, second = (Side(measure_nll(target, plan.nll, place, plan.nll_limit), place) for target, place in sides)
         found.evidence.append(weigh_nll(first, second, margins.nll, alpha))
-        found.nlls.extend(_named_from(side.result, side.folder, folder) for side in (first, second))
+        found.nlls.extend(one for side in (first, second) for one in moved([side.result], side.folder, folder))
     return found
-
-
-def _named_from(result: _Result, place: Path, folder: Path) -> _Result:
-    """The same, its items file named as seen from `folder`."""
-    return result.model_copy(update={"items_file": str((place / result.items_file).relative_to(folder))})
 
 
 def _write(

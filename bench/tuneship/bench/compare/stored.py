@@ -17,7 +17,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from tuneship.bench.compare.calibration import Calibration, Noise, load_key
 from tuneship.bench.compare.metrics import LOAD_METRICS, Metric
-from tuneship.bench.compare.quality import NllSide, Side, weigh_nll, weigh_scores
+from tuneship.bench.compare.quality import Side, weigh_nll, weigh_scores
 from tuneship.bench.compare.statistics import POWER
 from tuneship.bench.compare.verdict import Evidence
 from tuneship.bench.testbed import differences
@@ -32,10 +32,15 @@ _Result = TypeVar("_Result", LoadResult, EvalResult, NllResult)
 
 
 class Stored(NamedTuple):
-    """A report and the folder that its items files are named from."""
+    """A report and the file that it was read from."""
 
     report: Report
-    folder: Path
+    file: Path
+
+    @property
+    def folder(self) -> Path:
+        """What its items files are named from."""
+        return self.file.parent
 
 
 class Margins(NamedTuple):
@@ -78,8 +83,8 @@ def weigh(
         found.append(weigh_scores(Side(task, baseline.folder), side, margins.quality, alpha))
     for rows in a.nll:
         scored = _same(rows, a.nll, b.nll, _nll_key)
-        nll_side = NllSide(scored, candidate.folder) if scored else None
-        found.append(weigh_nll(NllSide(rows, baseline.folder), nll_side, margins.nll, alpha))
+        nll_side = Side(scored, candidate.folder) if scored else None
+        found.append(weigh_nll(Side(rows, baseline.folder), nll_side, margins.nll, alpha))
     if not found:
         raise EndpointError("the baseline has no load level, no task and no held-out text to compare")
     return found
