@@ -169,6 +169,15 @@ def test_thin_evals_cannot_tell(make_report, make_eval, tmp_path, changes: dict)
     assert {row.verdict for row in compare(a, b, (tmp_path, tmp_path))} == {UNKNOWN}
 
 
+@pytest.mark.parametrize("theirs", ["python:/other/checkout/score.py:f", "python:score.py:f"])
+def test_an_own_scorer_in_another_checkout_is_the_same_task(make_report, make_eval, tmp_path, theirs: str) -> None:
+    tasks = ("python:/one/checkout/score.py:f", theirs)
+    a, b = (make_report(load=[], eval=[make_eval(task=task, score=0.9)]) for task in tasks)
+    assert compare(a, b, (tmp_path, tmp_path))[0].worse_by == 0
+    other = make_report(load=[], eval=[make_eval(task="python:/one/checkout/score.py:g")])
+    assert compare(a, other, (tmp_path, tmp_path))[0].reason == "the candidate was not measured so"
+
+
 def test_levels_of_several_models_are_paired_by_name(make_report, make_level) -> None:
     a = make_report(load=[make_level(4, model="x"), make_level(4, model="y", slower=2)], eval=[])
     b = make_report(load=[make_level(4, model="y", slower=2), make_level(4, model="x")], eval=[])

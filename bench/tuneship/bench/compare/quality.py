@@ -49,7 +49,7 @@ def weigh_scores(a: Side[EvalResult], b: Side[EvalResult] | None, margin: float,
     items_a, items_b = _items(a), _items(b)
     if not items_a or not items_b:
         found = _unpaired(a.result, b.result, alpha)
-    elif [_question(item) for item in items_a] != [_question(item) for item in items_b]:
+    elif [item.question for item in items_a] != [item.question for item in items_b]:
         return _doubtful(name, a.result.score, b.result.score, margin, "points", "the items are not the same")
     else:
         found = compare_scores([item.score for item in items_a], [item.score for item in items_b], alpha)
@@ -105,10 +105,6 @@ def _items_needed(found: Paired, margin: float) -> int:
 
 def _items(side: Side[EvalResult]) -> Sequence[Item]:
     return read_items(side.file) if side.file.is_file() else []
-
-
-def _question(item: Item) -> tuple[str, str]:
-    return json.dumps(item.prompt), item.reference
 
 
 def _rows(side: Side[NllResult]) -> list[dict[str, float]]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from scipy import stats  # type: ignore[import-untyped]
 
@@ -20,15 +20,14 @@ from tuneship.bench.compare.metrics import LOAD_METRICS, Metric
 from tuneship.bench.compare.quality import Side, weigh_nll, weigh_scores
 from tuneship.bench.compare.statistics import POWER
 from tuneship.bench.compare.verdict import Evidence
+from tuneship.bench.counterparts import counterpart
 from tuneship.bench.testbed import differences
 from tuneship.core.errors import EndpointError
-from tuneship.core.report import EvalResult, LoadResult, NllResult, Report
+from tuneship.core.report import LoadResult, Report
 
 MIN_REQUESTS = 20
 ASSUMED = Noise(sd=0.15, df=1000)
 """Of a log-ratio of two runs where nothing was measured: wide on purpose, so that only what is plain is told."""
-
-_Result = TypeVar("_Result", LoadResult, EvalResult, NllResult)
 
 
 class Stored(NamedTuple):
@@ -78,11 +77,11 @@ def weigh(
         )
     found = list(_weigh_load(a.load, b.load, margins.latency, calibration, alpha))
     for task in a.eval:
-        other = _same(task, a.eval, b.eval, _eval_key)
+        other = counterpart(task, a.eval, b.eval)
         side = Side(other, candidate.folder) if other else None
         found.append(weigh_scores(Side(task, baseline.folder), side, margins.quality, alpha))
     for rows in a.nll:
-        scored = _same(rows, a.nll, b.nll, _nll_key)
+        scored = counterpart(rows, a.nll, b.nll)
         nll_side = Side(scored, candidate.folder) if scored else None
         found.append(weigh_nll(Side(rows, baseline.folder), nll_side, margins.nll, alpha))
     if not found:
@@ -98,7 +97,7 @@ def _weigh_load(
     alpha: float,
 ) -> Iterator[Evidence]:
     for a in baseline:
-        b = _same(a, baseline, candidate, _load_key)
+        b = counterpart(a, baseline, candidate)
         doubt = "the candidate was not measured so" if b is None else _thin(a, "baseline") or _thin(b, "candidate")
         for metric in LOAD_METRICS:
             name = f"{a.arrivals} {a.offered} {metric.name}"
@@ -136,29 +135,6 @@ def _block_noise(metric: Metric, a: LoadResult, b: LoadResult) -> float:
     found = (metric.log_ratio(x, y) for x, y in zip(a.blocks, b.blocks, strict=True))
     ratios = [ratio for ratio in found if ratio is not None]
     return statistics.stdev(ratios) / math.sqrt(len(ratios)) if len(ratios) > 1 else 0.0
-
-
-def _same(
-    one: _Result, among: Sequence[_Result], others: Sequence[_Result], key: Callable[[_Result], object]
-) -> _Result | None:
-    """The candidate's counterpart; by the model's name as well when one side measured several models."""
-    here = [result for result in among if key(result) == key(one)]
-    there = [result for result in others if key(result) == key(one)]
-    if len(here) > 1 or len(there) > 1:
-        there = [result for result in there if result.model == one.model]
-    return there[0] if there else None
-
-
-def _load_key(level: LoadResult) -> object:
-    return level.workload, level.arrivals, level.rate, level.concurrency
-
-
-def _eval_key(result: EvalResult) -> object:
-    return Path(result.task).name, Path(result.data).name, result.role, result.samples
-
-
-def _nll_key(result: NllResult) -> object:
-    return Path(result.data).name, result.role
 
 
 def _thin(level: LoadResult, name: str) -> str:

@@ -78,6 +78,11 @@ class Item:
     """All samples, where there is more than one; `answer` is the first."""
     scores: list[float] = field(default_factory=list)
 
+    @property
+    def question(self) -> tuple[list[dict[str, str]], str]:
+        """What makes two answers comparable: prompt and reference."""
+        return self.prompt, self.reference
+
 
 class _Answer(NamedTuple):
     text: str
