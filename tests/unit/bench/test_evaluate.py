@@ -16,15 +16,19 @@ def _no_patience(monkeypatch):
     monkeypatch.setattr(module, "_RETRIES", 0)
 
 
-@pytest.fixture
-def task_file(tmp_path):
+def _double_it(folder, count: int):
     rows = []
-    for n in range(10):
+    for n in range(count):
         messages = [{"role": "system", "content": "Double it."}, {"role": "user", "content": str(n)}]
         rows.append({"messages": [*messages, {"role": "assistant", "content": str(2 * n)}]})
-    file = tmp_path / "double.heldout.jsonl"
+    file = folder / "double.heldout.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
+
+
+@pytest.fixture
+def task_file(tmp_path):
+    return _double_it(tmp_path, 10)
 
 
 def _double_up_to(limit: int):
@@ -140,8 +144,9 @@ def test_several_samples_an_item(server, behaviour, tmp_path, task_file) -> None
     assert {body["temperature"] for body in server.bodies} == {0.7}
 
 
-def test_an_eval_that_was_cut_off_goes_on(server, behaviour, tmp_path, task_file) -> None:
-    target, task = Target(server.url, "", ("cut",)), Task("exact", str(task_file))
+def test_an_eval_that_was_cut_off_goes_on(server, behaviour, tmp_path) -> None:
+    # So many rows that eight fail in a row, however late the two right answers come in between.
+    target, task = Target(server.url, "", ("cut",)), Task("exact", str(_double_it(tmp_path, 30)))
 
     def fails_from_2_on(body) -> str:
         assert int(body["messages"][-1]["content"]) < 2
@@ -158,8 +163,8 @@ def test_an_eval_that_was_cut_off_goes_on(server, behaviour, tmp_path, task_file
     server.bodies.clear()
     server.behaviours["cut"] = behaviour(reply=_double_up_to(99))
     result = evaluate(target, task, tmp_path)
-    assert (result.score, result.items, result.errors) == (1, 10, 0)
-    assert sorted(int(body["messages"][-1]["content"]) for body in server.bodies) == list(range(2, 10))
+    assert (result.score, result.items, result.errors) == (1, 30, 0)
+    assert sorted(int(body["messages"][-1]["content"]) for body in server.bodies) == list(range(2, 30))
     assert not partial.exists()
 
 
