@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from starlette.responses import JSONResponse, Response
@@ -10,18 +12,34 @@ from starlette.responses import JSONResponse, Response
 from tuneship.core.endpoint import VERSION_HEADER
 
 
+RETRY_S = 5
+"""When to come back to an engine that is not there: it may be starting again."""
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
 class Refusal(Exception):
     """A request that gets no answer from the model. `version` is set once it is known which model was meant."""
 
-    def __init__(self, status: int, code: str, message: str, *, param: str | None = None, version: str = "") -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        version: str = "",
+        headers: Mapping[str, str] = _NO_HEADERS,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
         self.version = version
+        self.headers = headers
         self._error = {"message": message, "type": _type(status), "param": param, "code": code}
 
     def response(self) -> Response:
         """Render it as the HTTP answer."""
-        headers = {VERSION_HEADER: self.version} if self.version else {}
+        headers = {**self.headers, **({VERSION_HEADER: self.version} if self.version else {})}
         return JSONResponse({"error": self._error}, status_code=self.status, headers=headers)
 
     def event(self) -> bytes:
@@ -38,7 +56,9 @@ def unknown_model(name: object) -> Refusal:
 
 def engine_unavailable(version: str = "") -> Refusal:
     """The engine does not answer, or stopped in the middle."""
-    return Refusal(503, "engine_unavailable", "The inference engine is not available.", version=version)
+    headers = {"Retry-After": str(RETRY_S)}
+    message = "The inference engine is not available."
+    return Refusal(503, "engine_unavailable", message, version=version, headers=headers)
 
 
 class UpstreamError(NamedTuple):
