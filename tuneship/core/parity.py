@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -35,6 +36,8 @@ class ReferenceRow(BaseModel):
     """Under the (quantized) base, adapter off."""
     trained: list[float]
     merged: list[float] | None = None
+    messages: list[dict[str, Any]] | None = None
+    """The conversation that `input_ids` render; None in evidence from before it was kept."""
 
 
 class Parity(BaseModel):

@@ -38,7 +38,7 @@ def fit(model: Any, tokenizer: Any, rows: Sequence[Encoded], recipe: Recipe, pla
     trainer = SFTTrainer(
         model=model,
         args=_arguments(recipe, plan, attempt),
-        train_dataset=datasets.Dataset.from_list([row._asdict() for row in rows]),
+        train_dataset=datasets.Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
         processing_class=tokenizer,
         peft_config=lora_config(recipe.lora, model),
         callbacks=[_Metrics(attempt / "metrics.jsonl")],

@@ -68,6 +68,7 @@ def measure_reference(model: PeftModel, rows: Sequence[Encoded], pad_id: int, dt
             dtype=dtype,
             base=by_model["base"][index],
             trained=by_model["trained"][index],
+            messages=list(row.messages) or None,
         )
         for index, row in enumerate(rows)
     ]

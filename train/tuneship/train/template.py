@@ -10,6 +10,7 @@ No `{% generation %}` markers are needed. The text before an assistant's turn is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from tuneship.core.errors import DataError
@@ -27,6 +28,8 @@ class Encoded(NamedTuple):
 
     input_ids: list[int]
     labels: list[int]
+    messages: Sequence[Message] = ()
+    """What was rendered, where it is known."""
 
     @property
     def loss_tokens(self) -> int:
@@ -78,7 +81,7 @@ class ChatTemplate:
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids: list[int] = encoding["input_ids"]
         if loss == "all":
-            return Encoded(ids, list(ids))
+            return Encoded(ids, list(ids), messages)
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if not turns:
             raise DataError("no assistant message: nothing would be learnt")
@@ -86,7 +89,7 @@ class ChatTemplate:
         for turn in turns if loss == "assistant" else turns[-1:]:
             first, last = self._turn(messages, turn, text, ids, encoding["offset_mapping"])
             labels[first : last + 1] = ids[first : last + 1]
-        return Encoded(ids, labels)
+        return Encoded(ids, labels, messages)
 
     def _turn(
         self, messages: list[Message], turn: int, text: str, ids: list[int], offsets: list[tuple[int, int]]
