@@ -107,7 +107,7 @@ def _servers(folder: Path):
         files = ["--endpoint-file", str(here / "endpoint.json"), "--log", str(here / "engine.log")]
         argv = [sys.executable, "-m", "tuneship", "serve", *arguments, "--port", "0", *files]
         # On a busy machine two threads that wait for each other make a tiny model ten times slower than one.
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "TUNESHIP_KEYS": str(here / "keys.toml")}
         with (here / "output").open("wb") as output:
             process = subprocess.Popen(argv, stdout=output, stderr=output, cwd=here, env=env)
         started.append(Server(here, process))

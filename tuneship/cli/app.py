@@ -27,6 +27,12 @@ base = App(name="base", help="Quantized bases.")
 base.command("tuneship.train.commands:build_base", name="build", help="Write a base once as NF4, to serve it.")
 app.command(base)
 
+keys = App(name="keys", help="API keys of the served models.")
+keys.command("tuneship.serve.keys_commands:add", name="add", help="Make a key and print it, once.")
+keys.command("tuneship.serve.keys_commands:list_", name="list", help="The keys' names, and what each may use.")
+keys.command("tuneship.serve.keys_commands:revoke", name="revoke", help="Make a key invalid, in running servers too.")
+app.command(keys)
+
 bench = App(name="bench", help="Measure an OpenAI-compatible endpoint; compare two reports.")
 bench.command("tuneship.bench.commands:load", name="load", help="Latency and throughput under load; the knee.")
 bench.command("tuneship.bench.commands:eval_", name="eval", help="Score a task's rows.")

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Replace `path` with `text`: readers see the old content or the new, also after a crash.
+def write_atomic(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Replace `path` with `text`: readers see the old content or the new, also after a crash. `mode` is the file's.
 
     Raises:
         OSError: the disk is full or the directory cannot be written; `path` is as it was.
@@ -23,7 +23,7 @@ def write_atomic(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
