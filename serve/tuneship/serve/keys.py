@@ -123,21 +123,15 @@ class Keyring:
         scheme, secret = authorization[: len(_SCHEME)], authorization[len(_SCHEME) :].strip()
         if scheme.lower() != _SCHEME or not secret:
             raise _unauthorized("missing_api_key", "An API key is needed: 'Authorization: Bearer KEY'.")
-        digest = hashlib.sha256(secret).digest()
-        found = None
-        # All of them, always: how long it takes says nothing about which one it was.
-        for key in keys:
-            if hmac.compare_digest(key.sha256, digest):
-                found = key
+        found = _find(keys, secret)
         if found is None:
             raise _unauthorized("invalid_api_key", "This API key is not valid.")
         return found
 
-    def issue(self, name: str, *, admin: bool = False) -> str:
-        """A key that is valid as long as this process lives, and is stored nowhere."""
-        secret = _new_secret()
-        self._given += (Key(name, _sha256(secret), None, admin),)
-        return secret
+    def admin(self, secret: str) -> str | None:
+        """The name of the admin key that `secret` is; None if it is none. Admin verbs are never open to all."""
+        found = _find(self.keys, secret.encode(errors="surrogateescape"))
+        return found.name if found and found.admin else None
 
     def _follow(self) -> None:
         """Read the file again if it is another one than it was; a broken one leaves the keys as they are."""
@@ -271,6 +265,15 @@ def _changed(path: Path) -> Iterator[dict[str, KeyRecord]]:
         raise PreflightError(
             f"the keys file {path} cannot be written: {error}", hint="choose another with --file"
         ) from None
+
+
+def _find(keys: Sequence[Key], secret: bytes) -> Key | None:
+    digest, found = hashlib.sha256(secret).digest(), None
+    # All of them, always: how long it takes says nothing about which one it was.
+    for key in keys:
+        if hmac.compare_digest(key.sha256, digest):
+            found = key
+    return found
 
 
 def _stored(path: Path) -> tuple[Key, ...]:

@@ -122,13 +122,12 @@ def test_a_key_that_can_be_guessed_or_not_be_sent(path, chosen):
     assert chosen not in caught.value.message
 
 
-def test_a_key_of_this_process_only(path):
+def test_only_an_admin_key_is_an_admins(path):
+    assert ring(path).admin("") is None, "an open door is not an open admin side"
+    user, admin = keys.add(path, "ci"), keys.add(path, "ops", admin=True)
     held = ring(path)
-    secret = held.issue("ops", admin=True)
-    found = held.authenticate(bearer(secret))
-    assert found
-    assert found.admin
-    assert not path.exists()
+    assert held.admin(admin) == "ops"
+    assert [held.admin(secret) for secret in (user, "", "ts-nobody", "\udc80")] == [None] * 4
 
 
 def test_a_revoked_key_is_refused_without_a_restart(path, at_once):
