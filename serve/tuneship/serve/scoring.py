@@ -61,13 +61,23 @@ async def score(upstream: Upstream, entry: Entry, asked: dict[str, Any]) -> Resp
     """
     address(asked, entry)
     rows = _read(asked, entry)
-    answer = await upstream.fetch("/generate", Call(entry, _engine_body(rows, entry)))
-    data = [
-        {"index": index, "token_logprobs": token_logprobs}
-        for index, token_logprobs in enumerate(_token_logprobs(answer, rows, entry))
-    ]
+    found = await token_logprobs(upstream, entry, rows.input_ids, rows.starts)
+    data = [{"index": index, "token_logprobs": figures} for index, figures in enumerate(found)]
     body = {"object": "list", "model": entry.name, "data": data}
     return JSONResponse(body, headers={VERSION_HEADER: entry.version})
+
+
+async def token_logprobs(
+    upstream: Upstream, entry: Entry, rows: list[list[int]], starts: list[int]
+) -> list[list[float]]:
+    """Per row its figures from its start on, under the model `entry`, for the server's own use.
+
+    Raises:
+        Refusal: 502 as `score`; whatever `Upstream.fetch` raises.
+
+    """
+    answer = await upstream.fetch("/generate", Call(entry, _engine_body(rows, starts, entry)))
+    return _token_logprobs(answer, rows, starts, entry)
 
 
 def _read(asked: dict[str, Any], entry: Entry) -> _Asked:
@@ -80,24 +90,24 @@ def _read(asked: dict[str, Any], entry: Entry) -> _Asked:
         raise Refusal(400, "invalid_request", message, param=param, version=entry.version) from None
 
 
-def _engine_body(rows: _Asked, entry: Entry) -> bytes:
+def _engine_body(rows: list[list[int]], starts: list[int], entry: Entry) -> bytes:
     body = {
-        "input_ids": rows.input_ids,
+        "input_ids": rows,
         "return_logprob": True,
         # SGLang gives no figure for the first token that it is asked about: ask about one before.
-        "logprob_start_len": [max(start - 1, 0) for start in rows.starts],
+        "logprob_start_len": [max(start - 1, 0) for start in starts],
         "sampling_params": {"max_new_tokens": 0, "temperature": 0},
     }
     return json.dumps(body | ({"lora_path": entry.selector} if entry.selector else {})).encode()
 
 
-def _token_logprobs(answer: bytes, rows: _Asked, entry: Entry) -> list[list[float]]:
-    """Per row its figures from `start` on, checked to be about the ids that were sent."""
+def _token_logprobs(answer: bytes, rows: list[list[int]], starts: list[int], entry: Entry) -> list[list[float]]:
+    """Per row its figures from its start on, checked to be about the ids that were sent."""
     try:
         results = json.loads(answer)
         return [
             _of_row(result["meta_info"]["input_token_logprobs"], ids, start)
-            for result, ids, start in zip(results, rows.input_ids, rows.starts, strict=True)
+            for result, ids, start in zip(results, rows, starts, strict=True)
         ]
     except (ValueError, TypeError, LookupError):
         message = "The inference engine's answer has not the log-probabilities asked for."

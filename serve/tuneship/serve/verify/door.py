@@ -1,0 +1,105 @@
+"""A `Scorer` over a server's URL: what clients reach is what is verified."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+import aiohttp
+
+from tuneship.core.endpoint import VERSION_HEADER
+from tuneship.core.errors import EndpointError
+from tuneship.serve.verify.scorer import Message, ServerFault, batches, prompt_ids
+
+_TIMEOUT_S = 600
+
+
+class Served(NamedTuple):
+    """The public names of a server: the model that it was started with, and its adapters."""
+
+    base: str
+    adapters: tuple[str, ...]
+
+
+class DoorScorer:
+    """Selectors are public names; None is `base`, which is found out by `connect`."""
+
+    def __init__(self, url: str, key: str = "") -> None:
+        self.base = ""
+        self.versions: dict[str, str] = {}
+        """{public name: the version that answered}."""
+        self._url = url.rstrip("/").removesuffix("/v1")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S), trust_env=False
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def served(self) -> Served:
+        """What it serves; from then on `base` is known.
+
+        Raises:
+            EndpointError: no answer, a refused key, or not a server of ours.
+
+        """
+        cards = (await self._ask("GET", "/v1/models", None)).get("data") or [{}]
+        first = next((card for card in cards if card.get("parent") is None), cards[0])
+        if not isinstance(first.get("id"), str):
+            raise EndpointError(f"{self._url} serves no model")
+        self.base = first["id"]
+        return Served(self.base, tuple(card["id"] for card in cards if card is not first))
+
+    async def logprobs(self, selector: str | None, rows: list[list[int]], starts: list[int]) -> list[list[float]]:
+        """As `Scorer`.
+
+        Raises:
+            EndpointError: the server refused, failed, or has no scoring verb.
+
+        """
+        model = selector or self.base
+        found: list[list[float]] = []
+        try:
+            for batch in batches(rows):
+                body = {"model": model, "input_ids": rows[batch], "start": starts[batch]}
+                answer = await self._post("/v1/logprobs", body)
+                found += [row["token_logprobs"] for row in answer["data"]]
+        except (ServerFault, LookupError, TypeError) as error:
+            raise EndpointError(f"{self._url} does not score: {error}") from None
+        return found
+
+    async def tokenize(self, messages: list[Message]) -> list[int]:
+        """As `Scorer`.
+
+        Raises:
+            EndpointError: as above.
+
+        """
+        try:
+            return await prompt_ids(self._post, self.base, messages)
+        except (ServerFault, LookupError, TypeError) as error:
+            raise EndpointError(f"{self._url} does not say how it renders a chat: {error}") from None
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return await self._ask("POST", path, body)
+
+    async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
+        try:
+            async with self._session.request(method, f"{self._url}{path}", json=body) as response:
+                if response.status == 200:
+                    if body:
+                        self.versions[body["model"]] = response.headers.get(VERSION_HEADER, "")
+                    return await response.json()
+                said = (await response.text())[:300]
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise EndpointError(
+                f"{self._url} does not answer: {error}", hint="is the server running? `tuneship serve` starts one"
+            ) from None
+        if response.status == 401:
+            raise EndpointError(f"{self._url} refused the key", hint="name its variable with --key-env")
+        if response.status >= 500:
+            raise ServerFault(f"{path} answered {response.status}: {said}")
+        raise EndpointError(f"{self._url} refused {path} ({response.status}): {said}")

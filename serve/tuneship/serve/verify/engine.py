@@ -1,0 +1,62 @@
+"""A `Scorer` behind the door: the engine itself, which knows versions that no client can reach yet."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tuneship.core.errors import EngineError
+from tuneship.serve.calls import Call
+from tuneship.serve.catalog import Entry
+from tuneship.serve.refusals import Refusal
+from tuneship.serve.scoring import token_logprobs
+from tuneship.serve.upstream import Upstream
+from tuneship.serve.verify.scorer import Message, ServerFault, batches, prompt_ids
+
+
+class EngineScorer:
+    """Selectors are the engine's own names; `base` is the entry of the model that it was started with."""
+
+    def __init__(self, upstream: Upstream, base: Entry) -> None:
+        self._upstream = upstream
+        self._base = base
+
+    async def logprobs(self, selector: str | None, rows: list[list[int]], starts: list[int]) -> list[list[float]]:
+        """As `Scorer`.
+
+        Raises:
+            EngineError: the engine refused, failed, or is not there.
+
+        """
+        entry = self._base._replace(selector=selector)
+        found: list[list[float]] = []
+        try:
+            for batch in batches(rows):
+                found += await token_logprobs(self._upstream, entry, rows[batch], starts[batch])
+        except Refusal as refusal:
+            raise _failure(refusal) from None
+        return found
+
+    async def tokenize(self, messages: list[Message]) -> list[int]:
+        """As `Scorer`.
+
+        Raises:
+            EngineError: as above.
+
+        """
+        try:
+            return await prompt_ids(self._post, self._base.name, messages)
+        except (ServerFault, LookupError, TypeError) as error:
+            raise EngineError("SGLang does not say how it renders a chat") from error
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        try:
+            return json.loads(await self._upstream.fetch(path, Call(self._base, json.dumps(body).encode())))
+        except Refusal as refusal:
+            if refusal.status == 502:
+                raise ServerFault(str(refusal)) from None
+            raise _failure(refusal) from None
+
+
+def _failure(refusal: Refusal) -> EngineError:
+    return EngineError(f"SGLang could not be asked: {refusal}")

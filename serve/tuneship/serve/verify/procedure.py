@@ -1,0 +1,104 @@
+"""The steps of a verification: score, measure, and where something is wrong find out what answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+from tuneship.core.parity import ReferenceRow
+from tuneship.serve.verify import judge, rendering, unknown, words
+from tuneship.serve.verify.judge import OTHER_BITS, SAME_BITS, Figures, Finding, Measured
+from tuneship.serve.verify.rendering import Rendering
+from tuneship.serve.verify.rows import Answers
+from tuneship.serve.verify.scorer import Scorer
+from tuneship.serve.verify.verdict import Fault, Outcome, Verdict
+from tuneship.serve.verify.words import Said
+
+
+async def verify(
+    scorer: Scorer,
+    selector: str | None,
+    reference: Sequence[ReferenceRow],
+    *,
+    others: Mapping[str, str] | None = None,
+    same_bits: bool = False,
+) -> Verdict:
+    """Hold the adapter `selector` of this server against `reference`, the evidence of what was trained.
+
+    The floor is the served base against the stored one, the limit twice that.
+
+    Args:
+        scorer: the server.
+        selector: the adapter's name there.
+        reference: `read_evidence` of its artifact; empty for an adapter from elsewhere.
+        others: {public name: selector} of the server's other adapters, so that one that answers instead is named;
+            asked only when something is wrong.
+        same_bits: the base is known to be served in the quantization of training, so that less may lie between both.
+
+    Raises:
+        TuneshipError: the server does not answer, or refuses to score.
+
+    """
+    if not reference:
+        return await unknown.verify(scorer, selector)
+    answers = Answers.of(reference)
+    served_base, served, rendered = await asyncio.gather(
+        answers.score(scorer, None), answers.score(scorer, selector), rendering.compare(scorer, reference)
+    )
+    figures = Figures(answers.base, answers.trained, served_base, served)
+    measured = judge.measure_adapter(figures)
+    finding = Finding(Fault.NONE)
+    if judge.is_other_base(figures, SAME_BITS if same_bits else OTHER_BITS):
+        finding = Finding(Fault.OTHER_BASE)
+    elif not measured.within:
+        known = {name: await answers.score(scorer, other) for name, other in (others or {}).items()}
+        finding = judge.diagnose(figures, measured, known)
+    return _verdict(answers, measured, finding, rendered, merged=False)
+
+
+async def verify_merged(
+    scorer: Scorer, reference: Sequence[ReferenceRow], *, selector: str | None = None, float32: bool = False
+) -> Verdict:
+    """Hold the model of this server against `reference`, the evidence of the merged checkpoint.
+
+    There is no base to measure a floor on. It is what arithmetic is known to do to one checkpoint, or what this server
+    does to the same rows in other batches, whichever is more; `float32` says that both sides computed in it.
+
+    Raises:
+        TuneshipError: as `verify`.
+
+    """
+    if not reference or any(row.merged is None for row in reference):
+        return Verdict(Outcome.NO_EVIDENCE, Fault.NONE, "nobody stored what the merged model says")
+    answers = Answers.of(reference, merged=True)
+    served, rendered = await asyncio.gather(answers.score(scorer, selector), rendering.compare(scorer, reference))
+    again = await answers.score_apart(scorer, selector)
+    figures = Figures(answers.base, answers.trained, answers.base, served)
+    measured = judge.measure_merged(figures, again, float32=float32)
+    finding = Finding(Fault.NONE) if measured.within else judge.diagnose(figures, measured, {})
+    return _verdict(answers, measured, finding, rendered, merged=True)
+
+
+def _verdict(answers: Answers, measured: Measured, finding: Finding, rendered: Rendering, *, merged: bool) -> Verdict:
+    """What answers is worse than how it is asked, and both are worse than to know too little."""
+    outcome, fault, said = Outcome.PASSED, Fault.NONE, Said(words.passed(measured, rendered.prompts))
+    if finding.fault:
+        outcome, fault, said = Outcome.FAILED, finding.fault, words.fault(finding, measured, merged=merged)
+    elif rendered.first_other:
+        outcome, fault, said = Outcome.FAILED, Fault.TEMPLATE, words.template(*rendered.first_other)
+    elif not measured.strong:
+        outcome, said = Outcome.CANNOT_TELL, words.too_weak(measured, merged=merged)
+    return Verdict(
+        outcome,
+        fault,
+        said.message,
+        said.hint,
+        noise_floor=measured.floor,
+        deviation=measured.deviation,
+        limit=measured.limit,
+        power=measured.power,
+        scale=measured.effect.slope,
+        rows=len(answers.ids),
+        tokens=answers.tokens,
+        prompts=rendered.prompts,
+    )

@@ -1,0 +1,79 @@
+"""Which rows of the evidence are asked about, and their answer tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple, Self
+
+from tuneship.core.parity import REFERENCE_FILE, ReferenceRow, read_reference
+from tuneship.serve.verify.scorer import Scorer
+from tuneship.serve.verify.statistics import Rows
+
+ROWS = 16
+TOKENS = 4096
+"""What is asked about when an adapter is loaded: prompts and answers together."""
+
+
+def read_evidence(folder: Path, rows: int = ROWS, tokens: int = TOKENS) -> list[ReferenceRow]:
+    """At most `rows` rows of the reference in `folder`, evenly spread over it, of `tokens` tokens in all.
+
+    The same ones each time. Rows without an answer are left out; the first one is taken however long it is. Empty when
+    there is no reference.
+
+    Raises:
+        ArtifactError: the reference cannot be read.
+
+    """
+    if not (folder / REFERENCE_FILE).is_file():
+        return []
+    usable = [row for row in read_reference(folder) if any(row.loss_mask[1:])]
+    count = min(rows, len(usable))
+    chosen: list[ReferenceRow] = []
+    for row in (usable[index * len(usable) // count] for index in range(count)):
+        tokens -= len(row.input_ids)
+        if tokens >= 0 or not chosen:
+            chosen.append(row)
+    return chosen
+
+
+class Answers(NamedTuple):
+    """The answer tokens of some rows; `base` and `trained` are as stored, in nats."""
+
+    ids: list[list[int]]
+    masks: list[list[int]]
+    base: Rows
+    trained: Rows
+
+    @classmethod
+    def of(cls, reference: Sequence[ReferenceRow], *, merged: bool = False) -> Self:
+        """Those of `reference`; `trained` is the merged model's where that is what shall answer."""
+        # Nothing stands before a row's first token: it has no likelihood.
+        masks = [[0, *row.loss_mask[1:]] for row in reference]
+        target = [row.merged or [] if merged else row.trained for row in reference]
+        return cls(
+            [row.input_ids for row in reference],
+            masks,
+            [_masked(row.base, mask) for row, mask in zip(reference, masks, strict=True)],
+            [_masked(figures, mask) for figures, mask in zip(target, masks, strict=True)],
+        )
+
+    @property
+    def tokens(self) -> int:
+        """How many there are."""
+        return sum(map(sum, self.masks))
+
+    async def score(self, scorer: Scorer, selector: str | None) -> Rows:
+        """The same tokens under a served model."""
+        starts = [mask.index(1) for mask in self.masks]
+        found = await scorer.logprobs(selector, self.ids, starts)
+        return [_masked(figures, mask[start:]) for figures, mask, start in zip(found, self.masks, starts, strict=True)]
+
+    async def score_apart(self, scorer: Scorer, selector: str | None) -> Rows:
+        """The same, each row in a request of its own: other batches, and so other roundings."""
+        alone = [self._replace(ids=[ids], masks=[mask]) for ids, mask in zip(self.ids, self.masks, strict=True)]
+        return [(await one.score(scorer, selector))[0] for one in alone]
+
+
+def _masked(figures: Iterable[float], mask: Sequence[int]) -> list[float]:
+    return [figure for figure, kept in zip(figures, mask, strict=True) if kept]

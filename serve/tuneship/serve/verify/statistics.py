@@ -1,0 +1,111 @@
+"""The arithmetic of a verdict: log-probabilities of the same answer tokens, stored and served. Pure, no library.
+
+Everything takes figures as rows of tokens, since rows are what was drawn: the tokens of one row lean on each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import chain
+from typing import NamedTuple
+
+HIGH = 0.95
+"""The quantile beside the mean. A fault in few tokens shows there; one freak token does not."""
+_CERTAINTY = 2.0
+"""Standard errors by which a floor may have been measured too low."""
+
+Rows = Sequence[Sequence[float]]
+
+
+class Spread(NamedTuple):
+    """How far two sets of log-probabilities lie apart, over |difference| of each token, in nats per token."""
+
+    mean: float
+    high: float
+    """Its 0.95 quantile."""
+
+    def within(self, limit: Spread) -> bool:
+        """Whether neither figure is beyond its limit; NaN never is within."""
+        return self.mean <= limit.mean and self.high <= limit.high
+
+    def times(self, factor: float) -> Spread:
+        """Both figures, multiplied."""
+        return Spread(self.mean * factor, self.high * factor)
+
+    def at_least(self, other: Spread) -> Spread:
+        """Of each figure the larger."""
+        return Spread(max(self.mean, other.mean), max(self.high, other.high))
+
+
+class Effect(NamedTuple):
+    """What serving an adapter does to its base, beside what training it did, over all tokens."""
+
+    slope: float
+    """Least squares through the origin of the served effect on the trained one: 1 is all of it, 0 none."""
+    alignment: float
+    """The cosine between both: 1 says that it is the same effect, at whatever strength."""
+
+
+def between(one: Rows, other: Rows) -> Spread:
+    """How far `one` lies from `other`."""
+    return _spread(_distances(one, other), HIGH)
+
+
+def upper_bound(one: Rows, other: Rows) -> Spread:
+    """How far they may really lie apart, given that few tokens were looked at.
+
+    The mean's standard error has rows as clusters; the quantile is taken at the upper end of its binomial interval.
+    """
+    distances = _distances(one, other)
+    tokens = sum(map(len, distances))
+    level = min(1.0, HIGH + _CERTAINTY * math.sqrt(HIGH * (1 - HIGH) / tokens))
+    found = _spread(distances, level)
+    return Spread(found.mean + _CERTAINTY * _standard_error(distances, found.mean), found.high)
+
+
+def effect(base: Rows, trained: Rows, served_base: Rows, served: Rows) -> Effect:
+    """Compare served - served base with trained - base."""
+    wanted = [t - b for b, t in zip(_flat(base), _flat(trained), strict=True)]
+    found = [s - b for b, s in zip(_flat(served_base), _flat(served), strict=True)]
+    together = math.fsum(w * f for w, f in zip(wanted, found, strict=True))
+    of_wanted, of_found = (math.fsum(x * x for x in side) for side in (wanted, found))
+    return Effect(
+        slope=together / of_wanted if of_wanted else 0.0,
+        alignment=together / math.sqrt(of_wanted * of_found) if of_wanted and of_found else 0.0,
+    )
+
+
+def explained(stored: Rows, served: Rows) -> float:
+    """Share of the stored figures' variance that the served ones repeat: 1 the same model, 0 or less another one."""
+    known, found = _flat(stored), _flat(served)
+    middle = math.fsum(known) / len(known)
+    around = math.fsum((k - middle) ** 2 for k in known)
+    missed = math.fsum((k - f) ** 2 for k, f in zip(known, found, strict=True))
+    return 1 - missed / around if around else float(not missed)
+
+
+def finite(rows: Rows) -> bool:
+    """Whether every figure is a number."""
+    return all(map(math.isfinite, _flat(rows)))
+
+
+def _flat(rows: Rows) -> list[float]:
+    return list(chain.from_iterable(rows))
+
+
+def _distances(one: Rows, other: Rows) -> list[list[float]]:
+    return [[abs(a - b) for a, b in zip(*pair, strict=True)] for pair in zip(one, other, strict=True)]
+
+
+def _spread(distances: Rows, level: float) -> Spread:
+    flat = sorted(_flat(distances))
+    return Spread(math.fsum(flat) / len(flat), flat[max(0, math.ceil(level * len(flat)) - 1)])
+
+
+def _standard_error(rows: Rows, mean: float) -> float:
+    """Of a mean over tokens, by the ratio estimator with rows as clusters; of independent tokens where there is one."""
+    clusters = rows if len(rows) > 1 else [[value] for value in rows[0]]
+    count, tokens = len(clusters), sum(map(len, clusters))
+    squares = math.fsum((math.fsum(row) - mean * len(row)) ** 2 for row in clusters)
+    return math.sqrt(count / max(count - 1, 1) * squares) / tokens

@@ -1,0 +1,75 @@
+"""What is said about a measurement."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tuneship.serve.verify.judge import Finding, Measured
+from tuneship.serve.verify.verdict import Fault
+
+
+class Said(NamedTuple):
+    """A sentence and what to do about it."""
+
+    message: str
+    hint: str = ""
+
+
+def passed(measured: Measured, prompts: int) -> str:
+    """The proof in one sentence."""
+    rendered = "" if prompts else "; how chats are rendered was not compared, the evidence has none"
+    return f"{_distance(measured)}; the base would be {measured.power:.1f} limits away{rendered}"
+
+
+def too_weak(measured: Measured, *, merged: bool) -> Said:
+    """Nothing is wrong, and nothing is proven."""
+    why = "arithmetic alone may do as much" if merged else "the served base is too far from the one of training"
+    return Said(
+        f"the trained model and its base cannot be told apart here ({measured.power:.2f} limits): {why}, "
+        f"{measured.floor.mean:.3f} nats per token",
+        "training changed these answers hardly: bring other held-out rows"
+        if merged
+        else "serve the base in the bits of training (--quantization nf4 for QLoRA), or look at more rows",
+    )
+
+
+def fault(finding: Finding, measured: Measured, *, merged: bool) -> Said:
+    """What answers instead."""
+    strength = f"{measured.effect.slope:.2f}"
+    distance = _distance(measured)
+    if finding.fault is Fault.BASE:
+        return Said(
+            f"the base answers in its place: {distance}",
+            "this is the checkpoint before training" if merged else "the adapter is not applied: load it again",
+        )
+    if finding.fault is Fault.OTHER_ADAPTER:
+        who = f"{finding.who!r} answers" if finding.who else "another model answers"
+        return Said(f"{who} in its place: {distance}", "its files are not those that were trained: load it again")
+    if finding.fault is Fault.SCALE:
+        return Said(
+            f"it answers with what it was trained to do, at another strength ({strength} of the effect): {distance}",
+            "lora_alpha, r or use_rslora are not those of training, or it is another checkpoint of that training",
+        )
+    if finding.fault is Fault.OTHER_BASE:
+        return Said(
+            f"another base is served than it was trained on: {measured.floor.mean:.3f} nats per token from the stored "
+            "one, more than any quantization makes",
+            "serve the base that artifact.json names",
+        )
+    return Said(f"something else answers: {distance}, {strength} of the trained effect is there")
+
+
+def template(prompt: int, position: int) -> Said:
+    """The server renders a conversation differently."""
+    return Said(
+        f"the server renders conversation {prompt} differently than training did, from token {position} on",
+        "serve the chat template of training (artifact.json: template), or train with the server's",
+    )
+
+
+def _distance(measured: Measured) -> str:
+    deviation, limit = measured.deviation, measured.limit
+    return (
+        f"{deviation.mean:.4f} nats per token from the trained model (limit {limit.mean:.4f}), "
+        f"0.95 quantile {deviation.high:.4f} (limit {limit.high:.4f})"
+    )
