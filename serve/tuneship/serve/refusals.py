@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from tuneship.core.endpoint import VERSION_HEADER
 
-
 RETRY_S = 5
 """When to come back to an engine that is not there: it may be starting again."""
+_LONGEST_NAME = 100
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -40,7 +40,9 @@ class Refusal(Exception):
     def response(self) -> Response:
         """Render it as the HTTP answer."""
         headers = {**self.headers, **({VERSION_HEADER: self.version} if self.version else {})}
-        return JSONResponse({"error": self._error}, status_code=self.status, headers=headers)
+        # Escaped: what a client sent, or an engine said, may hold half a surrogate pair, which no encoding has.
+        body = json.dumps({"error": self._error})
+        return Response(body, status_code=self.status, headers=headers, media_type="application/json")
 
     def event(self) -> bytes:
         """Render it as the last event of a stream whose status line is long gone."""
@@ -49,8 +51,13 @@ class Refusal(Exception):
 
 def unknown_model(name: object) -> Refusal:
     """Nothing here has that name, whatever SGLang would have made of it."""
-    shown = repr(name) if isinstance(name, str) else "it"
-    message = f"The model {shown} does not exist." if name is not None else "The request names no model."
+    if name is None:
+        message = "The request names no model."
+    elif isinstance(name, str):
+        shown = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+        message = f"The model {shown!r} does not exist."
+    else:
+        message = "The model must be named by a string."
     return Refusal(404, "model_not_found", message, param="model")
 
 
