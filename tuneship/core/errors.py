@@ -8,6 +8,7 @@
     ├── ArtifactError     missing, changed, or made for another base
     ├── ParityError       what was merged is not what was trained
     ├── PreflightError    this adapter cannot be served here
+    ├── RegistryError     a version that is not there, or in no state for what is asked
     ├── EngineError       SGLang did not start, died, or hung
     ├── EndpointError     a URL that does not answer as it should
     ├── StageError        a stage's process ended without saying why
@@ -72,6 +73,10 @@ class ParityError(TuneshipError):
 
 class PreflightError(TuneshipError):
     """This adapter cannot be served on this base, or on this server."""
+
+
+class RegistryError(TuneshipError):
+    """The registry of served versions refuses: no such version, a state that does not allow it, no way to write."""
 
 
 class EngineError(TuneshipError):

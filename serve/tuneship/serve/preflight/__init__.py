@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneship.core import artifact, servable
-from tuneship.core.artifact import Artifact
+from tuneship.core.artifact import Artifact, FileRecord
 from tuneship.core.errors import PreflightError
 from tuneship.core.files import sha256_file
 from tuneship.core.servable import PROJECTIONS, Reason
@@ -68,6 +68,8 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
         artifact.check_base(opened, base.record.weights_sha256, base.record.id)
     name = (opened.manifest.name if opened else "") or path.name
     found = files.find(path)
+    # Hashed before they are read: whoever changes them from now on has not changed what was checked.
+    records = opened.manifest.files if opened else _records(found)
     config = settings.read(found.config)
     tensors = weights.check(found.weights, config, base, limits.target_modules)
     reasons = [
@@ -81,8 +83,8 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
         raise _refusal(name, reasons)
     return CheckedAdapter(
         name=name,
-        content_id=opened.manifest.content_id if opened else _identity(found),
-        path=_served(path, found, config, tensors.modules, base, limits),
+        content_id=opened.manifest.content_id if opened else artifact.content_id(records),
+        path=_served(path, found, records, config, tensors.modules, base, limits),
         remarks=(f"adapter {name!r} changes nothing: its answers are the base's",) if tensors.silent else (),
     )
 
@@ -123,22 +125,26 @@ def _refusal(name: str, reasons: list[Reason]) -> PreflightError:
     )
 
 
-def _identity(found: files.Files) -> str:
-    """Hex SHA-256 of the two files that answer; what else lies in the directory may come and go."""
-    return artifact.content_id(
-        {
-            file.name: artifact.FileRecord(size=file.stat().st_size, sha256=sha256_file(file))
-            for file in (found.config, found.weights)
-        }
-    )
+def _records(found: files.Files) -> dict[str, FileRecord]:
+    """The two files that answer, whose records are an adapter's identity; what else lies there may come and go."""
+    return {
+        file.name: FileRecord(size=file.stat().st_size, sha256=sha256_file(file))
+        for file in (found.config, found.weights)
+    }
 
 
 def _served(
-    path: Path, found: files.Files, config: dict[str, Any], modules: frozenset[str], base: BaseModel, limits: Limits
+    path: Path,
+    found: files.Files,
+    records: Mapping[str, FileRecord],
+    config: dict[str, Any],
+    modules: frozenset[str],
+    base: BaseModel,
+    limits: Limits,
 ) -> Path:
     """The directory itself, if SGLang reads it as PEFT does; else the copy in its words."""
     # SGLang refuses tokens beyond the embedding, also those that the base's own tokenizer lists (Gemma 3).
     beyond = any(number >= base.vocab_size for number in tokenizer.added_tokens(path).values())
     if beyond or servable.needs_folding(config, limits.target_modules):
-        return folding.copy(found.weights, servable.folded(config, modules))
+        return folding.copy(found.weights, records[files.WEIGHTS].sha256, servable.folded(config, modules))
     return path.resolve()

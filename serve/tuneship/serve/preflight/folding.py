@@ -14,26 +14,40 @@ from typing import Any
 
 from tuneship.core import artifact
 from tuneship.core.cache import cache_dir
+from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_file, sha256_text, sync_directory, sync_tree
 from tuneship.serve.preflight.files import CONFIG, WEIGHTS
 
 
-def copy(weights: Path, config: dict[str, Any]) -> Path:
-    """The directory of an adapter with the tensors in `weights` and the settings `config`, made if it is not there."""
+def copy(weights: Path, digest: str, config: dict[str, Any]) -> Path:
+    """The directory of an adapter with the tensors in `weights` and the settings `config`, made if it is not there.
+
+    `digest` is the SHA-256 that `weights` had when they were checked.
+    """
     text = json.dumps(config, indent=1, sort_keys=True)
-    digest = sha256_file(weights)
-    final = cache_dir() / "adapters" / sha256_text(f"{digest}\n{text}")[:16]
+    final = cache_dir() / "adapters" / _name(digest, text)
     if _is_whole(final, digest, text):
         return final
     with artifact.draft(final.parent) as work:
         shutil.copyfile(weights, work / WEIGHTS)
         (work / CONFIG).write_text(text, encoding="utf-8")
         if not _is_whole(work, digest, text):
-            raise OSError(f"{weights} changed while it was copied")
+            raise ArtifactError(
+                f"{weights} was changed while it was checked", hint="try again when nobody writes to it"
+            )
         work.chmod(0o755)
         sync_tree(work)
         _put(work, final)
     return final
+
+
+def is_name_of(folder: Path, weights_sha256: str, config: bytes) -> bool:
+    """Whether `folder` is called as a copy with these tensors and this `adapter_config.json` is."""
+    return folder.name == _name(weights_sha256, config.decode(errors="replace"))
+
+
+def _name(digest: str, text: str) -> str:
+    return sha256_text(f"{digest}\n{text}")[:16]
 
 
 def _put(work: Path, final: Path) -> None:

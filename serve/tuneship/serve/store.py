@@ -1,0 +1,135 @@
+"""The server's own copies of adapters: what was checked is what SGLang reads, and nobody changes it in between.
+
+    store = AdapterStore(state / "adapters")
+    store.sweep({version.path for version in registry.versions()})
+    path = store.keep(preflight.check(folder, base, limits))
+    store.drop(path)
+
+A copy holds the two files that SGLang reads, in a directory of its own for each load (`3fa9c1d20b77-2`), whole or not
+at all. It goes when its version is unloaded: SGLang takes an unloaded adapter back from its old path when somebody asks
+for it, and then finds nothing there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Set as AbstractSet
+from itertools import count
+from pathlib import Path
+
+from tuneship.core import artifact
+from tuneship.core.artifact import FileRecord
+from tuneship.core.errors import ArtifactError, RegistryError
+from tuneship.core.files import sync_directory, sync_tree
+from tuneship.serve.preflight import CheckedAdapter, folding
+from tuneship.serve.preflight.files import CONFIG, WEIGHTS
+from tuneship.serve.registry.records import SHORT
+
+_HALF = "."
+"""Begins the name of what is being made or removed."""
+
+
+class AdapterStore:
+    """The copies of one server, in one folder; nobody else writes there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.absolute()
+
+    def keep(self, checked: CheckedAdapter) -> Path:
+        """Copy the adapter that was checked, and prove that the copy is it; its directory.
+
+        Raises:
+            ArtifactError: it was changed since it was checked, or is gone.
+            RegistryError: there is no room for it.
+
+        """
+        try:
+            with artifact.draft(self._folder) as work:
+                for name in (CONFIG, WEIGHTS):
+                    _copy(checked, name, work)
+                if not _is_what_was_checked(work, checked):
+                    raise _changed(checked)
+                work.chmod(0o755)
+                sync_tree(work)
+                return self._put(work, checked.content_id[:SHORT])
+        except OSError as error:
+            raise RegistryError(
+                f"adapter {checked.name!r} cannot be copied to {self._folder}: {error.strerror}",
+                hint="is its disk full?",
+            ) from error
+
+    def drop(self, path: Path) -> None:
+        """Remove the copy at `path`, which nobody reads any more; one that is gone already is none."""
+        assert path.parent == self._folder, f"{path} is none of ours"
+        self._remove(path)
+
+    def sweep(self, kept: AbstractSet[Path]) -> list[Path]:
+        """Remove whatever is not in `kept`: copies that nobody refers to, halves that a crash left; what it removed."""
+        if not self._folder.is_dir():
+            return []
+        strangers = sorted(set(self._folder.iterdir()) - kept)
+        for path in strangers:
+            self._remove(path)
+        return strangers
+
+    def _put(self, work: Path, stem: str) -> Path:
+        """Rename `work` to the first free name of that stem; another thread may be as far with the same adapter."""
+        for number in count(1):
+            final = self._folder / f"{stem}-{number}"
+            if final.exists():
+                continue
+            try:
+                os.rename(work, final)  # noqa: PTH104 - the one rename that makes it real
+            except OSError:
+                if not final.exists():
+                    raise
+            else:
+                sync_directory(self._folder)
+                return final
+        raise AssertionError
+
+    def _remove(self, path: Path) -> None:
+        """First its name, so that half of it never stands there under it."""
+        going = path
+        if path.is_dir() and not path.name.startswith(_HALF):
+            going = path.with_name(f"{_HALF}gone-{path.name}")
+            shutil.rmtree(going, ignore_errors=True)
+            os.rename(path, going)  # noqa: PTH104
+        if going.is_dir():
+            shutil.rmtree(going, ignore_errors=True)
+        else:
+            going.unlink(missing_ok=True)
+        if self._folder.is_dir():
+            sync_directory(self._folder)
+
+
+def _copy(checked: CheckedAdapter, name: str, work: Path) -> None:
+    try:
+        source = (checked.path / name).open("rb")
+    except OSError:
+        raise _changed(checked) from None
+    with source, (work / name).open("wb") as copy:
+        shutil.copyfileobj(source, copy, 1 << 20)
+
+
+def _is_what_was_checked(work: Path, checked: CheckedAdapter) -> bool:
+    """Whether the bytes in `work` are those that `checked.content_id` stands for, however it was made."""
+    copied = artifact.hash_payload(work)
+    if artifact.content_id(copied) == checked.content_id:  # a plain directory: the two files are its identity
+        return True
+    if artifact.is_artifact(checked.path):
+        return _are_files_of(copied, checked)
+    return folding.is_name_of(checked.path, copied[WEIGHTS].sha256, (work / CONFIG).read_bytes())
+
+
+def _are_files_of(copied: dict[str, FileRecord], checked: CheckedAdapter) -> bool:
+    listed = artifact.read_manifest(checked.path).files
+    return artifact.content_id(listed) == checked.content_id and copied.items() <= listed.items()
+
+
+def _changed(checked: CheckedAdapter) -> ArtifactError:
+    return ArtifactError(
+        f"adapter {checked.name!r} was changed while it was being loaded: {checked.path}",
+        hint="load it again when nobody writes to it",
+    )
