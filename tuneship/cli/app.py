@@ -22,6 +22,7 @@ app.command("tuneship.cli.up:plan", name="plan", help="What a recipe would do on
 app.command("tuneship.cli.doctor:doctor", name="doctor", help="Is this machine fit to train and to serve?")
 app.command("tuneship.train.commands:fetch", name="fetch", help="Bring a base model to this disk.")
 app.command("tuneship.serve.commands:serve", name="serve", help="Serve a merged checkpoint, or adapters on one base.")
+app.command("tuneship.serve.verify.commands:verify", name="verify", help="Is what a server answers what was trained?")
 
 base = App(name="base", help="Quantized bases.")
 base.command("tuneship.train.commands:build_base", name="build", help="Write a base once as NF4, to serve it.")

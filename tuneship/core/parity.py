@@ -66,6 +66,31 @@ class Parity(BaseModel):
         return self.nll - self.nll_reference
 
 
+class Verification(BaseModel):
+    """`evidence/verify-<n>.json`: did a server answer with this artifact? Dictionaries are {mean, high} in nats."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    at: str
+    model: str
+    version: str
+    """What the server said that it answered with."""
+    outcome: str
+    fault: str
+    message: str
+    rows: int
+    tokens: int
+    prompts: int
+    """Conversations whose rendering was compared."""
+    noise_floor: dict[str, float]
+    deviation: dict[str, float]
+    limit: dict[str, float]
+    power: float
+    """How many limits away the base's answers are."""
+    scale: float | None
+
+
 def write_reference(folder: Path, rows: Iterable[ReferenceRow]) -> None:
     """Write `reference.jsonl` into `folder`."""
     folder.mkdir(exist_ok=True)

@@ -1,0 +1,144 @@
+"""`tuneship verify`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NamedTuple
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+if TYPE_CHECKING:
+    from tuneship.core.artifact import Artifact
+    from tuneship.serve.verify.verdict import Verdict
+
+
+class _Asked(NamedTuple):
+    """A verdict, and what it is about."""
+
+    model: str
+    version: str
+    verdict: Verdict
+
+
+def verify(
+    artifact: Path,
+    *,
+    url: str = "",
+    model: str = "",
+    rows: Annotated[int, Parameter(validator=Number(gte=0))] = 0,
+    key_env: str = "",
+    record: bool = False,
+) -> None:
+    """Prove that what a server answers with is what was trained: exit 0 proven, 1 it is not, 3 cannot tell.
+
+    Its held-out rows are replayed through the server; nothing is generated.
+
+    Parameters
+    ----------
+    artifact
+        The directory of an adapter or a merged checkpoint; an adapter without evidence is only seen to be applied.
+    url
+        The server; without it, the only one that runs here.
+    model
+        What the server calls it (default: the artifact's name; for a merged one, what the server was started with).
+    rows
+        Held-out rows at most, 0 is all of them.
+    key_env
+        The environment variable that holds an API key.
+    record
+        Keep the verdict in the artifact's evidence.
+
+    """
+    from tuneship.core import artifact as artifacts  # noqa: PLC0415 - `--help` starts without all of this
+    from tuneship.core.errors import ArtifactError, ExitCode  # noqa: PLC0415
+    from tuneship.core.progress import say  # noqa: PLC0415
+
+    opened = artifacts.open_artifact(artifact, verify=False) if artifacts.is_artifact(artifact) else None
+    if record and not opened:
+        raise ArtifactError(f"{artifact} has no {artifacts.MANIFEST}: there is no evidence to add to")
+    asked = asyncio.run(_ask(opened, artifact, url or _only_server(), model, rows or sys.maxsize, _key(key_env)))
+    _show(asked)
+    if record and opened:
+        say(f"recorded in {artifacts.add_evidence(opened, 'verify', _record(asked))}")
+    asked.verdict.require()
+    if not asked.verdict.passed:
+        say(f"{asked.verdict.outcome}: {asked.verdict.message}")
+        sys.exit(ExitCode.CANNOT_TELL)
+
+
+async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: int, key: str) -> _Asked:
+    from tuneship.core.artifact import EVIDENCE  # noqa: PLC0415
+    from tuneship.serve import verify as face  # noqa: PLC0415
+    from tuneship.serve.verify.door import DoorScorer  # noqa: PLC0415
+
+    reference = face.read_evidence(opened.evidence if opened else path / EVIDENCE, rows, sys.maxsize)
+    async with DoorScorer(url, key) as scorer:
+        served = await scorer.served()
+        if opened and opened.manifest.kind != "adapter":
+            model = model or served.base
+            verdict = await face.verify_merged(scorer, reference, selector=model)
+        else:
+            model = model or (opened.manifest.name if opened else "") or path.name
+            others = {name: name for name in served.adapters if name != model.partition("@")[0]}
+            verdict = await face.verify(scorer, model, reference, others=others)
+        return _Asked(model, scorer.versions.get(model, ""), verdict)
+
+
+def _only_server() -> str:
+    from tuneship.serve import running  # noqa: PLC0415
+
+    return running.find().url
+
+
+def _key(variable: str) -> str:
+    from tuneship.core.errors import EndpointError  # noqa: PLC0415
+
+    key = os.environ.get(variable, "") if variable else ""
+    if variable and not key:
+        raise EndpointError(f"the environment variable {variable} holds no key", hint=f"export {variable}=...")
+    return key
+
+
+def _show(asked: _Asked) -> None:
+    verdict = asked.verdict
+    lines = {
+        "model": asked.model,
+        "version": asked.version,
+        "verdict": f"{verdict.outcome} ({verdict.fault})" if verdict.fault else str(verdict.outcome),
+        "rows": f"{verdict.rows}, {verdict.tokens} tokens",
+        "prompts": f"{verdict.prompts} rendered as in training" if verdict.prompts else "not compared",
+        "noise floor": f"{verdict.noise_floor.mean:.4f} nats per token, 0.95 quantile {verdict.noise_floor.high:.4f}",
+        "deviation": f"{verdict.deviation.mean:.4f} nats per token, 0.95 quantile {verdict.deviation.high:.4f}",
+        "limit": f"{verdict.limit.mean:.4f} nats per token, 0.95 quantile {verdict.limit.high:.4f}",
+        "power": f"the base is {verdict.power:.1f} limits away",
+        "effect": "" if verdict.scale is None else f"{verdict.scale:.3f} of what training did",
+    }
+    for name, value in lines.items():
+        print(f"{name:<12} {value}")
+
+
+def _record(asked: _Asked) -> str:
+    from tuneship.core.parity import Verification  # noqa: PLC0415
+
+    verdict = asked.verdict
+    return Verification(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=asked.model,
+        version=asked.version,
+        outcome=verdict.outcome,
+        fault=verdict.fault,
+        message=verdict.message,
+        rows=verdict.rows,
+        tokens=verdict.tokens,
+        prompts=verdict.prompts,
+        noise_floor=verdict.noise_floor._asdict(),
+        deviation=verdict.deviation._asdict(),
+        limit=verdict.limit._asdict(),
+        power=verdict.power,
+        scale=verdict.scale,
+    ).model_dump_json(indent=1, by_alias=True)
