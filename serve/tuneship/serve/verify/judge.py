@@ -13,6 +13,7 @@ from tuneship.serve.verify.statistics import (
     effect,
     explained,
     finite,
+    lower_bound,
     upper_bound,
 )
 from tuneship.serve.verify.verdict import Fault
@@ -23,10 +24,12 @@ LEAST_LIMIT = Spread(0.01, 0.05)
 ARITHMETIC_32 = Spread(0.005, 0.025)
 ARITHMETIC_16 = Spread(0.03, 0.12)
 """How far one checkpoint lies from itself in two implementations of 32 or 16 bits."""
+LEAST_TOKENS = 30
+"""Fewer answer tokens prove nothing: chance fails a healthy adapter, or passes a base, in a few of a hundred draws."""
 
 _SAME_SERVER = 0.03
 """Nats per token within which two answers of one server, in 16 bits, are one model's."""
-_SAME_SHARE = 0.1
+_SAME_SHARE = 0.15
 """The same, as a share of what training changed."""
 _ALIGNED = 0.9
 _FOREIGN = 0.6
@@ -58,12 +61,16 @@ class Figures(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """The numbers of a verdict; the floor may be larger than it was measured, and `limit` knows that."""
+    """The numbers of a verdict. What few tokens leave open is in none's favour: between the two is `cannot tell`."""
 
     floor: Spread
     deviation: Spread
+    surely: Spread
+    """The least that the deviation can be."""
     limit: Spread
+    """Of the largest that the floor can be."""
     power: float
+    """How many limits the base surely is away."""
     effect: Effect
 
     @property
@@ -72,11 +79,17 @@ class Measured(NamedTuple):
         return self.power > 1
 
     @property
-    def within(self) -> bool:
-        """Whether what answers is the trained model, as far as these numbers see."""
+    def close(self) -> bool:
+        """Whether what answers is as near to the trained model as this server lets it be."""
+        return self.deviation.within(self.limit)
+
+    @property
+    def wrong(self) -> bool:
+        """Whether what answers cannot be the trained model; figures that are no numbers are wrong."""
         low, high = _FULL_STRENGTH
-        weak = self.effect.alignment >= _ALIGNED and not low <= self.effect.slope <= high
-        return self.deviation.within(self.limit) and not weak
+        slope, alignment, uncertainty = self.effect
+        weak = slope + uncertainty < low or slope - uncertainty > high
+        return not self.surely.within(self.limit) or (alignment >= _ALIGNED and weak)
 
 
 class Finding(NamedTuple):
@@ -89,10 +102,11 @@ class Finding(NamedTuple):
 def measure(figures: Figures, floor: Spread, uncertain: Spread) -> Measured:
     """Hold what answers against what was stored; `uncertain` is how large the floor may really be."""
     limit = uncertain.times(LIMIT_PER_FLOOR).at_least(LEAST_LIMIT)
-    base = between(figures.served_base, figures.trained)
+    base = lower_bound(figures.served_base, figures.trained)
     return Measured(
         floor=floor,
         deviation=between(figures.served, figures.trained),
+        surely=lower_bound(figures.served, figures.trained),
         limit=limit,
         power=max(base.mean / limit.mean, base.high / limit.high),
         effect=effect(*figures),

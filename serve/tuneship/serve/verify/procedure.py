@@ -50,7 +50,7 @@ async def verify(
     finding = Finding(Fault.NONE)
     if judge.is_other_base(figures, SAME_BITS if same_bits else OTHER_BITS):
         finding = Finding(Fault.OTHER_BASE)
-    elif not measured.within:
+    elif measured.wrong:
         known = {name: await answers.score(scorer, other) for name, other in (others or {}).items()}
         finding = judge.diagnose(figures, measured, known)
     return _verdict(answers, measured, finding, rendered, merged=False)
@@ -75,19 +75,23 @@ async def verify_merged(
     again = await answers.score_apart(scorer, selector)
     figures = Figures(answers.base, answers.trained, answers.base, served)
     measured = judge.measure_merged(figures, again, float32=float32)
-    finding = Finding(Fault.NONE) if measured.within else judge.diagnose(figures, measured, {})
+    finding = judge.diagnose(figures, measured, {}) if measured.wrong else Finding(Fault.NONE)
     return _verdict(answers, measured, finding, rendered, merged=True)
 
 
 def _verdict(answers: Answers, measured: Measured, finding: Finding, rendered: Rendering, *, merged: bool) -> Verdict:
     """What answers is worse than how it is asked, and both are worse than to know too little."""
     outcome, fault, said = Outcome.PASSED, Fault.NONE, Said(words.passed(measured, rendered.prompts))
-    if finding.fault:
+    if answers.tokens < judge.LEAST_TOKENS:
+        outcome, said = Outcome.CANNOT_TELL, words.too_few(answers.tokens, measured)
+    elif finding.fault:
         outcome, fault, said = Outcome.FAILED, finding.fault, words.fault(finding, measured, merged=merged)
     elif rendered.first_other:
         outcome, fault, said = Outcome.FAILED, Fault.TEMPLATE, words.template(*rendered.first_other)
     elif not measured.strong:
         outcome, said = Outcome.CANNOT_TELL, words.too_weak(measured, merged=merged)
+    elif not measured.close:
+        outcome, said = Outcome.CANNOT_TELL, words.too_few(answers.tokens, measured)
     return Verdict(
         outcome,
         fault,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 HIGH = 0.95
 """The quantile beside the mean. A fault in few tokens shows there; one freak token does not."""
 _CERTAINTY = 2.0
-"""Standard errors by which a floor may have been measured too low."""
+"""Standard errors by which something may have been measured too low or too high."""
 
 Rows = Sequence[Sequence[float]]
 
@@ -45,6 +45,8 @@ class Effect(NamedTuple):
     """Least squares through the origin of the served effect on the trained one: 1 is all of it, 0 none."""
     alignment: float
     """The cosine between both: 1 says that it is the same effect, at whatever strength."""
+    uncertainty: float
+    """By how much the slope may be wrong."""
 
 
 def between(one: Rows, other: Rows) -> Spread:
@@ -53,15 +55,16 @@ def between(one: Rows, other: Rows) -> Spread:
 
 
 def upper_bound(one: Rows, other: Rows) -> Spread:
-    """How far they may really lie apart, given that few tokens were looked at.
+    """How far they may really lie apart at most, given that few tokens were looked at.
 
     The mean's standard error has rows as clusters; the quantile is taken at the upper end of its binomial interval.
     """
-    distances = _distances(one, other)
-    tokens = sum(map(len, distances))
-    level = min(1.0, HIGH + _CERTAINTY * math.sqrt(HIGH * (1 - HIGH) / tokens))
-    found = _spread(distances, level)
-    return Spread(found.mean + _CERTAINTY * _standard_error(distances, found.mean), found.high)
+    return _bound(one, other, _CERTAINTY)
+
+
+def lower_bound(one: Rows, other: Rows) -> Spread:
+    """How far they surely lie apart: the other end of `upper_bound`."""
+    return _bound(one, other, -_CERTAINTY)
 
 
 def effect(base: Rows, trained: Rows, served_base: Rows, served: Rows) -> Effect:
@@ -70,10 +73,12 @@ def effect(base: Rows, trained: Rows, served_base: Rows, served: Rows) -> Effect
     found = [s - b for b, s in zip(_flat(served_base), _flat(served), strict=True)]
     together = math.fsum(w * f for w, f in zip(wanted, found, strict=True))
     of_wanted, of_found = (math.fsum(x * x for x in side) for side in (wanted, found))
-    return Effect(
-        slope=together / of_wanted if of_wanted else 0.0,
-        alignment=together / math.sqrt(of_wanted * of_found) if of_wanted and of_found else 0.0,
-    )
+    if not (of_wanted and of_found):
+        return Effect(0.0, 0.0, 0.0)
+    slope = together / of_wanted
+    unexplained = max(of_found - slope * together, 0.0)
+    error = math.sqrt(unexplained / of_wanted / len(wanted))
+    return Effect(slope, together / math.sqrt(of_wanted * of_found), _CERTAINTY * error)
 
 
 def explained(stored: Rows, served: Rows) -> float:
@@ -103,9 +108,17 @@ def _spread(distances: Rows, level: float) -> Spread:
     return Spread(math.fsum(flat) / len(flat), flat[max(0, math.ceil(level * len(flat)) - 1)])
 
 
-def _standard_error(rows: Rows, mean: float) -> float:
-    """Of a mean over tokens, by the ratio estimator with rows as clusters; of independent tokens where there is one."""
-    clusters = rows if len(rows) > 1 else [[value] for value in rows[0]]
+def _bound(one: Rows, other: Rows, certainty: float) -> Spread:
+    distances = _distances(one, other)
+    level = HIGH + certainty * math.sqrt(HIGH * (1 - HIGH) / sum(map(len, distances)))
+    found = _spread(distances, min(max(level, 0.0), 1.0))
+    # Few rows may be alike by chance: their tokens are asked too.
+    errors = (_standard_error(clusters, found.mean) for clusters in (distances, [[x] for x in _flat(distances)]))
+    return Spread(max(found.mean + certainty * max(errors), 0.0), found.high)
+
+
+def _standard_error(clusters: Rows, mean: float) -> float:
+    """Of a mean over tokens, by the ratio estimator."""
     count, tokens = len(clusters), sum(map(len, clusters))
     squares = math.fsum((math.fsum(row) - mean * len(row)) ** 2 for row in clusters)
     return math.sqrt(count / max(count - 1, 1) * squares) / tokens

@@ -33,6 +33,11 @@ def too_weak(measured: Measured, *, merged: bool) -> Said:
     )
 
 
+def too_few(tokens: int, measured: Measured) -> Said:
+    """Chance may do as much with so few."""
+    return Said(f"{tokens} tokens are too few to tell: {_distance(measured)}", "look at more rows")
+
+
 def fault(finding: Finding, measured: Measured, *, merged: bool) -> Said:
     """What answers instead."""
     strength = f"{measured.effect.slope:.2f}"

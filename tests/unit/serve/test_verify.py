@@ -1,0 +1,328 @@
+"""The verdict on synthetic log-probabilities: planted faults are named, healthy servers pass, weak evidence says so."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tuneship.core.errors import ParityError
+from tuneship.core.parity import ReferenceRow, read_reference, write_reference
+from tuneship.serve.verify import Fault, Outcome, Verdict, read_evidence, verify, verify_merged
+from tuneship.serve.verify.scorer import ServerFault, batches, prompt_ids
+from tuneship.serve.verify.statistics import Spread, between, effect, explained, upper_bound
+
+Figures = dict[str | None, list[list[float]]]
+PROMPT = 4
+
+
+class World(NamedTuple):
+    """Rows of evidence and what a server says about them, by selector; every figure over all of a row's tokens."""
+
+    reference: list[ReferenceRow]
+    server: Figures
+
+
+class FakeServer:
+    """A `Scorer` that gives prepared figures, and renders every chat as training did."""
+
+    def __init__(self, world: World, prompt: list[int] | None = None) -> None:
+        self.world, self.prompt, self.asked = world, prompt, []
+        self.by_ids = {tuple(row.input_ids): number for number, row in enumerate(world.reference)}
+
+    async def logprobs(self, selector, rows, starts):
+        self.asked.append(selector)
+        numbers = [self.by_ids[tuple(ids)] for ids in rows]
+        return [self.world.server[selector][n][start:] for n, start in zip(numbers, starts, strict=True)]
+
+    async def tokenize(self, messages):
+        ids = self.world.reference[int(messages[0]["content"])].input_ids[:PROMPT]
+        return ids if self.prompt is None else self.prompt
+
+
+def make_world(
+    seed: int = 0, *, rows: int = 16, answer: int = 30, signal: float = 0.8, noise: float = 0.02, bits: float = 0.0
+) -> World:
+    """A base, an adapter that changes it by some `signal`, and a server whose arithmetic differs by `noise`.
+
+    `bits` is what another quantization of the served base changes, the same for whatever stands on that base.
+    """
+    draw = random.Random(seed)
+    shapes = [PROMPT + max(1, int(answer * draw.uniform(0.3, 1.7))) for _ in range(rows)]
+
+    def each(make: Callable[[], float]) -> list[list[float]]:
+        return [[0.0, *(make() for _ in range(length - 1))] for length in shapes]
+
+    def add(*parts: list[list[float]]) -> list[list[float]]:
+        return [[sum(values) for values in zip(*row, strict=True)] for row in zip(*parts, strict=True)]
+
+    def scaled(part: list[list[float]], factor: float) -> list[list[float]]:
+        return [[value * factor for value in row] for row in part]
+
+    def blur() -> list[list[float]]:
+        return each(lambda: draw.gauss(0, noise) * math.exp(draw.gauss(0, 0.5)))
+
+    base = each(lambda: -draw.expovariate(0.4))
+    tuned = each(lambda: abs(draw.gauss(0, signal)))
+    foreign = each(lambda: draw.gauss(0, signal))
+    quantized = each(lambda: draw.gauss(0, bits))
+    trained, here = add(base, tuned), add(base, quantized)
+    reference = [
+        ReferenceRow(
+            input_ids=[number, *draw.choices(range(1000), k=length - 1)],
+            loss_mask=[0] * PROMPT + [1] * (length - PROMPT),
+            dtype="float32",
+            base=base[number],
+            trained=trained[number],
+            merged=trained[number],
+            messages=[{"role": "user", "content": str(number)}, {"role": "assistant", "content": "x"}],
+        )
+        for number, length in enumerate(shapes)
+    ]
+    server: Figures = {
+        None: add(here, blur()),
+        "good": add(here, tuned, blur()),
+        "base": add(here, blur()),
+        "half": add(here, scaled(tuned, 0.5), blur()),
+        "double": add(here, scaled(tuned, 2), blur()),
+        "other": add(here, foreign, blur()),
+        "alias": add(here, foreign, blur()),
+        "broken": each(lambda: math.nan),
+    }
+    return World(reference, server)
+
+
+async def judged(world: World, selector: str | None, **options) -> Verdict:
+    return await verify(FakeServer(world), selector, world.reference, **options)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-5, 0.02, 0.05])
+@pytest.mark.parametrize(
+    ("selector", "fault"),
+    [
+        ("good", Fault.NONE),
+        ("base", Fault.BASE),
+        ("half", Fault.SCALE),
+        ("double", Fault.SCALE),
+        ("other", Fault.OTHER_ADAPTER),
+        ("broken", Fault.UNKNOWN),
+    ],
+)
+async def test_what_answers_is_named(selector, fault, noise):
+    verdict = await judged(make_world(noise=noise), selector)
+    assert (verdict.fault, verdict.passed) == (fault, fault is Fault.NONE), verdict.message
+    assert verdict.message
+    assert verdict.power > 1
+    if fault:
+        assert verdict.outcome is Outcome.FAILED
+        assert verdict.verified.startswith("failed: ")
+        with pytest.raises(ParityError, match=r"in its place|to do|something else"):
+            verdict.require()
+    else:
+        assert verdict.verified == "passed"
+        verdict.require()
+
+
+async def test_a_wrong_strength_is_told_with_its_factor():
+    for selector, factor in (("good", 1.0), ("half", 0.5), ("double", 2.0)):
+        assert (await judged(make_world(), selector)).scale == pytest.approx(factor, abs=0.03)
+
+
+async def test_another_adapter_of_that_server_is_called_by_name_and_asked_only_then():
+    world = make_world()
+    server = FakeServer(world)
+    verdict = await verify(server, "alias", world.reference, others={"mail": "half", "sql": "other"})
+    assert verdict.fault is Fault.OTHER_ADAPTER
+    assert "'sql' answers in its place" in verdict.message
+    assert server.asked == [None, "alias", "half", "other"]
+    server.asked.clear()
+    assert (await verify(server, "good", world.reference, others={"sql": "other"})).passed
+    assert server.asked == [None, "good"]
+
+
+async def test_another_base_is_named_whatever_the_adapter_does():
+    world = make_world()
+    figures = [figure for row in make_world(seed=1).server[None] for figure in row]
+    server = {name: [[*row] for row in rows] for name, rows in world.server.items()}
+    server[None] = [
+        [0.0, *random.Random(n).choices(figures, k=len(row) - 1)] for n, row in enumerate(world.server[None])
+    ]
+    for selector in ("good", "other", "base"):
+        verdict = await judged(World(world.reference, server), selector)
+        assert verdict.fault is Fault.OTHER_BASE, verdict.message
+
+
+async def test_other_bits_pass_where_the_signal_is_larger_and_are_told_where_they_must_not_be():
+    world = make_world(bits=0.25)
+    verdict = await judged(world, "good")
+    assert verdict.passed, verdict.message
+    assert verdict.noise_floor.mean == pytest.approx(0.2, abs=0.03)
+    for selector, fault in (("base", Fault.BASE), ("other", Fault.OTHER_ADAPTER)):
+        assert (await judged(world, selector)).fault is fault
+    assert (await judged(make_world(bits=0.9), "good", same_bits=True)).fault is Fault.OTHER_BASE
+
+
+async def test_a_floor_above_what_training_changed_is_no_pass():
+    """The base itself would pass there."""
+    for selector in ("good", "base"):
+        verdict = await judged(make_world(signal=0.1, bits=0.25), selector)
+        assert verdict.outcome is Outcome.CANNOT_TELL
+        assert verdict.power < 1
+        assert not verdict.passed
+        assert verdict.verified.startswith("cannot tell: ")
+        verdict.require()
+
+
+@pytest.mark.parametrize("selector", ["good", "base"])
+async def test_few_tokens_prove_nothing(selector):
+    verdict = await judged(make_world(rows=2, answer=5), selector)
+    assert verdict.tokens < 30
+    assert verdict.outcome is Outcome.CANNOT_TELL
+    assert "too few" in verdict.message
+
+
+async def test_the_rendering_is_compared_up_to_the_answer():
+    world = make_world()
+    verdict = await verify(FakeServer(world, prompt=[1, 2]), "good", world.reference)
+    assert (verdict.fault, verdict.prompts) == (Fault.TEMPLATE, 16)
+    assert "conversation 0 " in verdict.message
+    longer = [*world.reference[0].input_ids[:PROMPT], 7]
+    verdict = await verify(FakeServer(world, prompt=longer), "good", world.reference)
+    assert verdict.fault is Fault.TEMPLATE
+    assert f"from token {PROMPT} on" in verdict.message
+    silent = [row.model_copy(update={"messages": None}) for row in world.reference]
+    verdict = await verify(FakeServer(world, prompt=[1]), "good", silent)
+    assert (verdict.passed, verdict.prompts) == (True, 0)
+    assert "the evidence has none" in verdict.message
+    everywhere = [row.model_copy(update={"loss_mask": [1] * len(row.input_ids)}) for row in world.reference]
+    assert (await verify(FakeServer(world), "good", everywhere)).passed
+    assert (await verify(FakeServer(world, prompt=[1]), "good", everywhere)).fault is Fault.TEMPLATE
+
+
+async def test_a_worse_fault_than_the_template_is_told_first():
+    world = make_world()
+    assert (await verify(FakeServer(world, prompt=[1]), "base", world.reference)).fault is Fault.BASE
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    noise=st.sampled_from([0.0, 1e-4, 0.01, 0.05]),
+    rows=st.integers(2, 16),
+    answer=st.integers(3, 60),
+)
+@settings(max_examples=150, deadline=None)
+async def test_a_healthy_server_is_never_failed(seed, noise, rows, answer):
+    verdict = await judged(make_world(seed, rows=rows, answer=answer, noise=noise), "good")
+    assert verdict.outcome is not Outcome.FAILED, verdict.message
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    noise=st.sampled_from([0.0, 1e-4, 0.01, 0.05]),
+    bits=st.sampled_from([0.0, 0.1, 0.3, 1.0]),
+    signal=st.sampled_from([0.01, 0.1, 0.5, 1.5]),
+    rows=st.integers(1, 16),
+    answer=st.integers(1, 60),
+)
+@settings(max_examples=200, deadline=None)
+async def test_the_base_never_passes_for_an_adapter(seed, noise, bits, signal, rows, answer):
+    world = make_world(seed, rows=rows, answer=answer, noise=noise, bits=bits, signal=signal)
+    assert not (await judged(world, "base")).passed
+
+
+async def test_merged():
+    world = make_world(noise=0.02)
+
+    async def of(selector: str, **options) -> Verdict:
+        return await verify_merged(FakeServer(world), world.reference, selector=selector, **options)
+
+    assert (await of("good")).passed
+    assert (await of("base")).fault is Fault.BASE
+    assert (await of("half")).fault is Fault.SCALE
+    assert (await of("other")).fault is Fault.OTHER_ADAPTER
+    assert (await of("broken")).fault is Fault.UNKNOWN
+    exact = make_world(noise=0.0)
+    assert (await verify_merged(FakeServer(exact), exact.reference, selector="good", float32=True)).passed
+    assert not (await of("good", float32=True)).passed, "16 bits were taken for 32"
+    weak = make_world(signal=0.02)
+    assert (await verify_merged(FakeServer(weak), weak.reference, selector="good")).outcome is Outcome.CANNOT_TELL
+    unmerged = [row.model_copy(update={"merged": None}) for row in world.reference]
+    for reference in (unmerged, []):
+        verdict = await verify_merged(FakeServer(world), reference, selector="good")
+        assert (verdict.outcome, verdict.verified) == (Outcome.NO_EVIDENCE, "no evidence")
+
+
+def test_rows_are_chosen_evenly_within_their_budget(tmp_path):
+    assert read_evidence(tmp_path) == []
+    reference = make_world(rows=40, answer=30).reference
+    write_reference(tmp_path, [*reference, reference[0].model_copy(update={"loss_mask": [1] + [0] * 99})])
+    first = [row.input_ids[0] for row in read_evidence(tmp_path)]
+    assert len(first) == 16
+    assert (first[0], first[-1]) == (0, 37)
+    assert first == [row.input_ids[0] for row in read_evidence(tmp_path)]
+    assert len(read_evidence(tmp_path, rows=100, tokens=10**6)) == 40, "the row without an answer is left out"
+    few = read_evidence(tmp_path, rows=100, tokens=200)
+    assert 1 < len(few) < 10
+    assert sum(len(row.input_ids) for row in few) <= 200
+    assert len(read_evidence(tmp_path, tokens=1)) == 1, "one row is asked about, however long"
+
+
+def test_evidence_from_before_conversations_were_kept_still_reads(tmp_path):
+    (row,) = make_world(rows=1).reference
+    old = row.model_dump_json(exclude={"messages", "merged"})
+    assert "messages" not in old
+    (tmp_path / "reference.jsonl").write_text(old + "\n")
+    assert next(read_reference(tmp_path)).messages is None
+
+
+@given(st.lists(st.integers(1, 40_000), max_size=200))
+def test_batches_hold_every_row_once_and_are_bounded(lengths):
+    rows = [[0] * length for length in lengths]
+    cut = [rows[part] for part in batches(rows)]
+    assert [len(row) for part in cut for row in part] == lengths
+    for part in cut:
+        assert 0 < len(part) <= 64
+        assert len(part) == 1 or sum(map(len, part)) <= 32_768
+
+
+async def test_a_server_whose_tokenize_fails_is_asked_for_an_answer():
+    async def post(path, body):
+        if path == "/v1/tokenize":
+            raise ServerFault
+        assert (body["max_tokens"], body["messages"]) == (1, ["m"])
+        return {"choices": [{"prompt_token_ids": [3, 4]}]}
+
+    assert await prompt_ids(post, "sql", ["m"]) == [3, 4]
+
+
+def test_the_arithmetic():
+    one, other = [[0.0, -1.0], [-2.0]], [[0.0, -1.5], [-2.25]]
+    assert between(one, other) == Spread(0.25, 0.5)
+    assert upper_bound(one, other).mean > 0.25
+    assert upper_bound(one, other).high == 0.5
+    assert explained(one, one) == 1
+    assert explained(one, other) == pytest.approx(1 - 0.3125 / 2)
+    assert effect([[0.0, 0.0]], [[1.0, 2.0]], [[5.0, 5.0]], [[5.5, 6.0]]) == pytest.approx((0.5, 1.0, 0.0))
+    assert effect([[0.0]], [[0.0]], [[1.0]], [[1.0]]) == (0.0, 0.0, 0.0)
+    assert not Spread(math.nan, 0.0).within(Spread(1.0, 1.0))
+
+
+@given(st.integers(0, 10**6), st.integers(5, 16))
+@settings(max_examples=60, deadline=None)
+def test_the_upper_bound_is_one(seed, rows):
+    """In nearly all draws of rows it is above the spread of the population that they are drawn from."""
+    draw = random.Random(seed)
+
+    def sample(count: int) -> list[list[float]]:
+        return [[abs(draw.gauss(0, 1)) for _ in range(20)] for _ in range(count)]
+
+    zero = [[0.0] * 20 for _ in range(rows)]
+    bound = [upper_bound(sample(rows), zero) for _ in range(40)]
+    true_mean, true_high = math.sqrt(2 / math.pi), 1.96
+    assert sum(b.mean >= true_mean for b in bound) >= 32
+    assert sum(b.high >= true_high for b in bound) >= 32
