@@ -116,7 +116,7 @@ class Metrics:
     def _families(self) -> Iterator[Metric]:
         yield from self._of_versions()
         yield from self._of_the_door()
-        yield from _of_others(self._live())
+        yield from self._of_others(self._live())
 
     def _of_versions(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
@@ -168,26 +168,25 @@ class Metrics:
         self._load_s.add_to(load_s, ())
         yield from (refusals, loads, unloads, load_s)
 
+    def _of_others(self, live: Live) -> Iterator[Metric]:
+        in_flight = GaugeMetricFamily("tuneship_requests_in_flight", "Requests that are not over.", labels=_VERSION)
+        for version in self._versions:
+            in_flight.add_metric((alias_of(version), version), live.in_flight.get(version, 0))
+        yield in_flight
+        yield GaugeMetricFamily("tuneship_engine_up", "1 while the engine answers.", live.engine_up)
+        yield CounterMetricFamily("tuneship_engine_restarts", "Starts after the first.", live.engine_restarts)
+        for name, help_, value in (
+            ("slots", "Places in a batch, the base's included.", live.slots_total),
+            ("slots_wanted", "Models asked for in the last minute or pinned, and the base.", live.slots_wanted),
+            ("slot_misses_per_minute", "Estimated requests that wait for weights.", live.slot_misses_per_minute),
+            ("slots_thrashing", "1 while many requests wait for weights that more slots would keep.", live.thrashing),
+        ):
+            yield GaugeMetricFamily(f"tuneship_adapter_{name}", help_, value)
+
 
 def alias_of(version: str) -> str:
     """What clients call it: `sql` of `sql@3fa9c1d20b77`."""
     return version.rpartition("@")[0]
-
-
-def _of_others(live: Live) -> Iterator[Metric]:
-    in_flight = GaugeMetricFamily("tuneship_requests_in_flight", "Requests not over yet.", labels=_VERSION)
-    for version, count in live.in_flight.items():
-        in_flight.add_metric((alias_of(version), version), count)
-    yield in_flight
-    yield GaugeMetricFamily("tuneship_engine_up", "1 while the engine answers.", live.engine_up)
-    yield CounterMetricFamily("tuneship_engine_restarts", "Starts after the first.", live.engine_restarts)
-    for name, help_, value in (
-        ("slots", "Places in a batch for adapters, the base's included.", live.slots_total),
-        ("slots_wanted", "Different adapters asked for in the last minute, and the base.", live.slots_wanted),
-        ("slot_misses_per_minute", "Estimate: weights copied into a slot for a request.", live.slot_misses_per_minute),
-        ("slots_thrashing", "1 while more adapters are wanted than slots hold.", live.thrashing),
-    ):
-        yield GaugeMetricFamily(f"tuneship_adapter_{name}", help_, value)
 
 
 class _Families(Collector):

@@ -88,7 +88,7 @@ def test_an_unknown_name_is_no_label():
 
 
 def test_adapters_and_what_others_know():
-    metrics = counting(Live(True, 2, {SQL: 3}, 9, 4, 1.5, True))
+    metrics = counting(Live(True, 2, {SQL: 3, "gone@0": 1}, 9, 4, 1.5, True))
     metrics.adapter_loaded(0.06)
     metrics.adapter_load_failed()
     metrics.adapter_unloaded()
@@ -98,6 +98,8 @@ def test_adapters_and_what_others_know():
     assert page["tuneship_adapter_unloads_total", "unloaded"] == page["tuneship_adapter_unloads_total", "failed"] == 1
     assert page["tuneship_adapter_load_seconds_sum",] == 0.06
     assert page["tuneship_requests_in_flight", "sql", SQL] == 3
+    assert page["tuneship_requests_in_flight", "org/base", BASE] == 0
+    assert not any("gone@0" in key for key in page)
     expected = {
         "engine_up": 1,
         "engine_restarts_total": 2,
