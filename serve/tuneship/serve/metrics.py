@@ -107,11 +107,15 @@ class Metrics:
         return generate_latest(self._registry)
 
     def snapshot(self) -> dict[str, dict[str, Any]]:
-        """The same for `tuneship top`: {version: counts since it is served}, valid JSON.
+        """The same for `tuneship top`: {version: in flight now, and counts since it is served}, valid JSON.
 
         `ttft_s["buckets"]` are (upper bound in seconds, values up to it); `count` is the bucket without a bound.
         """
-        return {name: version.snapshot() for name, version in self._versions.items()}
+        in_flight = self._live().in_flight
+        return {
+            name: {"in_flight": in_flight.get(name, 0), **version.snapshot()}
+            for name, version in self._versions.items()
+        }
 
     def _families(self) -> Iterator[Metric]:
         yield from self._of_versions()
