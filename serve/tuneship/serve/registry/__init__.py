@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -84,18 +85,17 @@ class Registry:
             PreflightError: no alias can be called so.
 
         """
-        at = self._alias(checked_alias(alias))
-        return self._write(at, rules.add(at, content_id, path, self._base.id, pinned=pinned), actor)
+        return self._change(
+            checked_alias(alias), lambda at: rules.add(at, content_id, path, self._base.id, pinned=pinned), actor
+        )
 
     def loaded(self, name: str, verified: str, actor: str = "") -> Version:
         """It is in the engine, and its verification said `verified`: CHECKED -> LOADED."""
-        at = self._alias_of(name)
-        return self._write(at, rules.loaded(at, name, verified), actor)
+        return self._change(name, lambda at: rules.loaded(at, name, verified), actor)
 
     def failed(self, name: str, reason: str, actor: str = "") -> Version:
         """It did not get into the engine, or not past its verification: CHECKED -> UNLOADED."""
-        at = self._alias_of(name)
-        return self._write(at, rules.failed(at, name, reason), actor)
+        return self._change(name, lambda at: rules.failed(at, name, reason), actor)
 
     def weigh(self, name: str, weight: float, actor: str = "") -> Version:
         """Let it answer `weight` of its alias's requests beside the live version: LOADED | CANARY -> CANARY.
@@ -103,35 +103,29 @@ class Registry:
         Weight 0 makes it LOADED again. Refused without a live version, for one that failed its verification, and
         where the canaries would leave nothing.
         """
-        at = self._alias_of(name)
-        return self._write(at, rules.weigh(at, name, weight), actor)
+        return self._change(name, lambda at: rules.weigh(at, name, weight), actor)
 
     def promote(self, name: str, actor: str = "") -> Version:
         """Let it answer all requests to its alias: LOADED | CANARY -> LIVE. The one before stays LOADED."""
-        at = self._alias_of(name)
-        return self._write(at, rules.promote(at, name), actor)
+        return self._change(name, lambda at: rules.promote(at, name), actor)
 
     def rollback(self, alias: str, actor: str = "") -> Version:
         """End the canaries of `alias`; where there are none, the version before is LIVE again. What is live then.
 
         The history says which of the two it did.
         """
-        at = self._alias(alias)
-        return self._write(at, rules.rollback(at), actor)
+        return self._change(alias, rules.rollback, actor)
 
     def drain(self, name: str, actor: str = "", *, whole_alias: bool = False) -> Version:
         """Let it answer nobody new: LOADED | CANARY | LIVE -> DRAINING. Nothing changes if it does so already.
 
         A live version leaves only as the last one that is loaded, or with all the others (`whole_alias`).
         """
-        at = self._alias_of(name)
-        change = rules.drain(at, name, whole_alias=whole_alias)
-        return self._write(at, change, actor) if change else _found(at, name)
+        return self._change(name, lambda at: rules.drain(at, name, whole_alias=whole_alias), actor)
 
     def unloaded(self, name: str, actor: str = "") -> Version:
         """It is out of the engine: DRAINING -> UNLOADED."""
-        at = self._alias_of(name)
-        return self._write(at, rules.unloaded(at, name), actor)
+        return self._change(name, lambda at: rules.unloaded(at, name), actor)
 
     def versions(self, alias: str | None = None) -> list[Version]:
         """All versions there ever were, sorted by name; of `alias`, if one is given."""
@@ -157,10 +151,18 @@ class Registry:
     def _alias_of(self, name: str) -> Alias:
         return self._alias(name.partition("@")[0])
 
-    def _write(self, before: Alias, change: Change, actor: str) -> Version:
+    def _change(self, name: str, rule: Callable[[Alias], Change], actor: str) -> Version:
+        """Apply `rule` to the alias of `name`; the version that it was about.
+
+        It is read before the commit, after which nothing can fail: a verb that raises has done nothing. What is so
+        already is no event.
+        """
         with tables.transaction(self._held.connection):
-            self._apply(before, change, actor)
-        return _found(self._alias(before.name), change.version)
+            before = self._alias_of(name)
+            change = rule(before)
+            if change.alias != before:
+                self._apply(before, change, actor)
+            return _found(self._alias(before.name), change.version)
 
     def _apply(self, before: Alias, change: Change, actor: str) -> Event:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")

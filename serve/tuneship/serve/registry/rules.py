@@ -132,11 +132,11 @@ def rollback(alias: Alias) -> Change:
     return Change(back, "rollback", earlier.name, f"in place of {live.name}")
 
 
-def drain(alias: Alias, name: str, *, whole_alias: bool) -> Change | None:
-    """Let it answer nobody new; None if it does so already."""
+def drain(alias: Alias, name: str, *, whole_alias: bool) -> Change:
+    """Let it answer nobody new; the same again if it does so already."""
     version = _in_state(alias, name, "unloaded", *SERVED, State.DRAINING)
     if version.state is State.DRAINING:
-        return None
+        return Change(alias, "drain", name)
     others = [other.name for other in alias.versions if other.state in SERVED and other.name != name]
     if version.state is State.LIVE and others and not whole_alias:
         raise RegistryError(
