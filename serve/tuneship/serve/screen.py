@@ -39,7 +39,8 @@ def render(samples: Sequence[Sample], problem: str = "") -> RenderableType:
         lines.append(Text(f"last failure: {failure}", style="dim"))
     if problem:
         lines.append(Text(problem, style="bold red"))
-    return Group(*lines, Text(), _table(figures))
+    times = "req/s and tok/s: last 10 s; TTFT and errors: last minute" if figures.rated else "since each is served"
+    return Group(*lines, Text(), _table(figures), Text(times, style="dim"))
 
 
 class _Figures:

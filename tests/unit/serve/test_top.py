@@ -81,6 +81,7 @@ def test_one_answer_is_sums():
             "sql@3fa9c1d20b77       live, pinned       95%       2        31    40 / 50     620   503:1",
             "sql@77aa00112233       canary              5%       0         2  250 / 299      40       0",
             "sum@aaaabbbbcccc       loaded, failed       -       0         0          -       0       0",
+            "since each is served",
         ]
     )
 
@@ -110,6 +111,7 @@ def test_more_answers_are_rates():
             "sql@3fa9c1d20b77       live, pinned       95%       2    8.6    40 / 50    172   499:3",
             "sql@77aa00112233       canary              5%       0      1  inf / inf     20       0",
             "sum@aaaabbbbcccc       loaded, failed       -       0      0          -      0       0",
+            "req/s and tok/s: last 10 s; TTFT and errors: last minute",
         ]
     )
 
