@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tuneship.core.errors import PlanError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.recipe import Recipe
-from tuneship.train.plan import Plan, Shape, estimate_bytes, make
+from tuneship.core.shape import Shape
+from tuneship.train.plan import Plan, estimate_bytes, make
 
 GIB = 2**30
 QWEN_1_5B = Shape(

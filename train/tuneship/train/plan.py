@@ -12,11 +12,12 @@ calibrated by a probe on the machine itself.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tuneship.core.errors import PlanError
 from tuneship.core.hardware import Hardware
 from tuneship.core.recipe import Recipe
+from tuneship.core.shape import Shape
 
 _USABLE = 0.9
 """Of the device's memory; the rest is the CUDA context and fragmentation."""
@@ -26,57 +27,6 @@ _BYTES_TRANSIENT_UNIT = 9.2
 """Alive within one layer while it is recomputed, per token, in the same units."""
 _LOSS_CHUNK_BYTES = 256 * 1024**2
 """The chunked LM head's working set."""
-
-
-class Shape(NamedTuple):
-    """What of a decoder's `config.json` decides its memory."""
-
-    hidden: int
-    intermediate: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocab: int
-    tied: bool
-
-    @classmethod
-    def of(cls, config: dict[str, Any]) -> Shape:
-        """Read a HF config (a multimodal one has its text model's under `text_config`)."""
-        text = config.get("text_config", config)
-        hidden, heads = text["hidden_size"], text["num_attention_heads"]
-        return cls(
-            hidden=hidden,
-            intermediate=text.get("intermediate_size") or 4 * hidden,
-            layers=text["num_hidden_layers"],
-            heads=heads,
-            kv_heads=text.get("num_key_value_heads") or heads,
-            head_dim=text.get("head_dim") or hidden // heads,
-            vocab=text["vocab_size"],
-            tied=bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False))),
-        )
-
-    @property
-    def linear_parameters(self) -> int:
-        """Parameters of the decoder's linear layers: what NF4 shrinks and LoRA adapts."""
-        attention = self.hidden * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
-
-    @property
-    def embedding_parameters(self) -> int:
-        """Parameters of the embedding and the LM head."""
-        return self.vocab * self.hidden * (1 if self.tied else 2)
-
-    def lora_parameters(self, rank: int) -> int:
-        """Parameters of rank-`rank` adapters on all linear layers."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        sides = 2 * (self.hidden + q) + 2 * (self.hidden + kv) + 3 * (self.hidden + self.intermediate)
-        return self.layers * rank * sides
-
-    @property
-    def unit(self) -> int:
-        """What activations of one token in one layer are proportional to."""
-        return 4 * self.hidden + self.intermediate
 
 
 class Plan(NamedTuple):
@@ -140,10 +90,12 @@ def estimate_bytes(recipe: Recipe, shape: Shape, tokens: int, *, checkpointing: 
     weights = shape.linear_parameters * (0.53 if four_bit else 2) + 2 * shape.embedding_parameters
     # Adapter, gradient and two Adam moments in fp32.
     adapter = 16 * shape.lora_parameters(recipe.lora.rank)
+    # What activations of one token in one layer are proportional to.
+    unit = 4 * shape.hidden + shape.intermediate
     if checkpointing:
-        per_token = 2 * shape.hidden * shape.layers + _BYTES_TRANSIENT_UNIT * shape.unit
+        per_token = 2 * shape.hidden * shape.layers + _BYTES_TRANSIENT_UNIT * unit
     else:
-        per_token = _BYTES_PER_LAYER_UNIT * shape.layers * shape.unit
+        per_token = _BYTES_PER_LAYER_UNIT * shape.layers * unit
     return int(weights + adapter + per_token * tokens + _LOSS_CHUNK_BYTES)
 
 

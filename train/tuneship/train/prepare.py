@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from tuneship.core import checkpoint, hardware, model_source
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Recipe
+from tuneship.core.shape import Shape
 from tuneship.train import data
 from tuneship.train import plan as planner
 from tuneship.train.data import Dataset
@@ -55,5 +56,5 @@ def read_rows(recipe: Recipe, template: ChatTemplate) -> Rows:
 
 def plan(recipe: Recipe, source: ModelSource, rows: Dataset) -> Plan:
     """How training on `rows` fits this machine."""
-    shape = planner.Shape.of(checkpoint.read_config(source.path))
+    shape = Shape.of(checkpoint.read_config(source.path))
     return planner.make(recipe, shape, hardware.detect(), rows=len(rows.rows), tokens=rows.tokens, longest=rows.longest)
