@@ -20,11 +20,13 @@ from typing import Any, NamedTuple
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tuneship.serve.metrics import Answer, Metrics
+from tuneship.serve.routes import LEASE
 from tuneship.serve.upstream import EVENT_END, LAST_EVENT
 
-LEASE = "tuneship.lease"
 CLIENT_LEFT = 499
 _COMPLETIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_BROKEN_OFF = {"engine_unavailable": 503, "timeout": 504, "internal_error": 500}
+"""How the door ends a stream, by code, and the status that each has elsewhere."""
 _USAGE = b'"usage"'
 _USAGE_CHARACTERS = 2000
 """More than `usage` ever takes; its value is read from this much."""
@@ -167,7 +169,7 @@ def find_usage(tail: bytes) -> Usage:
 
 
 def _stream_outcome(tail: bytes) -> Outcome:
-    """A stream that broke off says so in its last event: with our code, or with SGLang's, which is a status."""
+    """A stream that broke off says so in its last event: with a code of ours, or with SGLang's, which is a status."""
     last = tail.removesuffix(LAST_EVENT).removesuffix(EVENT_END).rpartition(EVENT_END)[2]
     if not last.startswith(b'data: {"error"'):
         return Outcome(200)
@@ -175,7 +177,9 @@ def _stream_outcome(tail: bytes) -> Outcome:
     code = error.get("code") if isinstance(error, dict) else None
     if isinstance(code, int) and 400 <= code < 500:
         return Outcome(code, "invalid_request")
-    return Outcome(503, "engine_unavailable") if isinstance(code, str) else Outcome(502, "engine_error")
+    if isinstance(code, str) and code in _BROKEN_OFF:
+        return Outcome(_BROKEN_OFF[code], code)
+    return Outcome(502, "engine_error")
 
 
 def _code(body: bytes) -> str:

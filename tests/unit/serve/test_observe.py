@@ -19,9 +19,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tuneship.serve.engine import free_port
+from tuneship.serve.guard import our_fault
 from tuneship.serve.metrics import Live, Metrics
-from tuneship.serve.observe import LEASE, Observed, Usage, find_usage
+from tuneship.serve.observe import Observed, Usage, find_usage
 from tuneship.serve.refusals import Refusal, engine_unavailable
+from tuneship.serve.routes import LEASE
 
 SQL = "sql@3fa9"
 CHAT = "/v1/chat/completions"
@@ -204,6 +206,9 @@ async def test_a_client_that_hangs_up_after_the_last_event_has_its_answer(door: 
     ("last", "status", "code"),
     [
         (engine_unavailable(SQL).event(), 503, "engine_unavailable"),
+        (Refusal(504, "timeout", "Too long.").event(), 504, "timeout"),
+        (our_fault().event(), 500, "internal_error"),
+        (event(error={"message": "whose?", "code": "else"}), 502, "engine_error"),
         (event(error={"object": "error", "message": "too long", "code": 400}) + DONE, 400, "invalid_request"),
         (event(error={"object": "error", "message": "/a/path", "code": 500}) + DONE, 502, "engine_error"),
     ],
