@@ -103,9 +103,31 @@ def test_upstream_still_computes_4_bit_layers_on_cuda_alone():
     assert "return torch.finfo(dtype).bits // torch.iinfo(torch.uint8).bits" in layers
 
 
+def test_upstream_still_masks_with_accelerators_alone():
+    """When this fails, try a JSON schema on a CPU without `grammar_on_cpu.py`."""
+    source = sglang_source("constrained/xgrammar_backend.py")
+    assert "pin_memory=True" in source
+    assert 'raise RuntimeError(f"Unsupported device: {logits.device.type}")' in source
+    assert "def apply_vocab_mask(self, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:" in source
+
+
+def test_a_mask_on_a_cpu():
+    seen = run_python(MASK, TUNESHIP_ENGINE="1")
+    assert seen["open"] == [0, 2]
+
+
 def test_upstream_still_refuses_packed_weights_with_tensor_parallel():
     """When this fails, `quantized.method` need not refuse it."""
     assert "Prequant BitsAndBytes models with TP is not supported" in sglang_source("model_loader/loader.py")
+
+
+MASK = """
+import json, torch
+from tuneship.serve.sglang_plugin.grammar_on_cpu import mask
+logits = torch.zeros(1, 40, dtype=torch.bfloat16)
+mask(None, logits, torch.tensor([[0b101, 0]], dtype=torch.int32))
+print(json.dumps({"open": logits[0].isfinite().nonzero().flatten().tolist()}))
+"""
 
 
 ENGINE = """

@@ -13,7 +13,7 @@ from typing import Any
 from sglang.srt.platforms.cpu import CpuDeviceMixin
 from sglang.srt.platforms.interface import PlatformEnum, SRTPlatform
 
-from tuneship.serve.sglang_plugin import forked_workers, four_bit_on_cpu, pinned_memory
+from tuneship.serve.sglang_plugin import forked_workers, four_bit_on_cpu, grammar_on_cpu, pinned_memory
 
 
 class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
@@ -60,3 +60,4 @@ class CpuPlatform(CpuDeviceMixin, SRTPlatform):  # type: ignore[misc]
         """Hang in our hooks, once in each worker."""
         pinned_memory.install()
         four_bit_on_cpu.install()
+        grammar_on_cpu.install()
