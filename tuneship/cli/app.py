@@ -23,10 +23,21 @@ app.command("tuneship.cli.doctor:doctor", name="doctor", help="Is this machine f
 app.command("tuneship.train.commands:fetch", name="fetch", help="Bring a base model to this disk.")
 app.command("tuneship.serve.commands:serve", name="serve", help="Serve a merged checkpoint, or adapters on one base.")
 app.command("tuneship.serve.verify.commands:verify", name="verify", help="Is what a server answers what was trained?")
+app.command("tuneship.serve.top:top", name="top", help="A running server on one screen: engine, versions, figures.")
 
 base = App(name="base", help="Quantized bases.")
 base.command("tuneship.train.commands:build_base", name="build", help="Write a base once as NF4, to serve it.")
 app.command(base)
+
+adapters = App(name="adapters", help="What a running server answers with.")
+adapters.command("tuneship.serve.adapters_commands:load", name="load", help="Bring one into the running server.")
+adapters.command("tuneship.serve.adapters_commands:list_", name="list", help="Versions, states and weights.")
+adapters.command("tuneship.serve.adapters_commands:promote", name="promote", help="Let a version answer its alias.")
+adapters.command("tuneship.serve.adapters_commands:weigh", name="weigh", help="Let a canary answer a share of it.")
+adapters.command("tuneship.serve.adapters_commands:rollback", name="rollback", help="Back to what answered before.")
+adapters.command("tuneship.serve.adapters_commands:unload", name="unload", help="Take a version or an alias out.")
+adapters.command("tuneship.serve.adapters_commands:history", name="history", help="Who changed what, and when.")
+app.command(adapters)
 
 keys = App(name="keys", help="API keys of the served models.")
 keys.command("tuneship.serve.keys_commands:add", name="add", help="Make a key and print it, once.")

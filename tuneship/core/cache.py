@@ -17,6 +17,14 @@ def cache_dir() -> Path:
     return root
 
 
+def state_dir() -> Path:
+    """`$TUNESHIP_STATE` (default `~/.local/state/tuneship`): what must outlive the cache, made if missing."""
+    fallback = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "tuneship"
+    root = Path(os.environ.get("TUNESHIP_STATE") or fallback)
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
 def memo_sha256(path: Path) -> str:
     """Hex SHA-256 of a large file, remembered until its size or modification time changes."""
     status = path.stat()

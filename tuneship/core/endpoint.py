@@ -75,7 +75,8 @@ def read_endpoint(path: Path) -> Endpoint:
     return versioned.parse(Endpoint, text, path, SCHEMA, EndpointError)
 
 
-def curl(url: str, model: str) -> str:
-    """The command line that asks `model` at `url` something."""
+def curl(url: str, model: str, key_env: str = "") -> str:
+    """The command line that asks `model` at `url` something, with the key in the variable `key_env`."""
     body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    key = f' -H "Authorization: Bearer ${key_env}"' if key_env else ""
+    return f"curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} -d {shlex.quote(body)}"

@@ -81,12 +81,11 @@ class Data(Section):
 class Lora(Section):
     """The adapter's shape."""
 
-    not_yet: ClassVar = {"rslora": (True,)}
-
     rank: Count = 16
     alpha: Annotated[float, Field(gt=0)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = False
+    """Scale by alpha / sqrt(rank); the exported adapter says the same as plain LoRA's alpha."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
 
 
@@ -140,9 +139,8 @@ class Merge(Section):
 class Serve(Section):
     """The server. `memory_fraction` is SGLang's `--mem-fraction-static`."""
 
-    not_yet: ClassVar = {"mode": ("auto",), "quantization": ("w4a16",)}
-
     mode: Literal["merged", "adapters", "auto"] = "merged"
+    """auto: merged where 16-bit weights and a usable KV cache fit, else the adapter on the NF4 base; before training."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "nf4", "fp8", "w4a16"] = "none"
     """Of the served base. nf4: written once, and bit for bit what adapters are trained on; fp8: SGLang's, on a GPU."""
@@ -153,7 +151,26 @@ class Serve(Section):
     max_rank: Count = 64
     context_length: Annotated[int, Field(ge=0)] = 0
     memory_fraction: Literal["auto"] | Share = "auto"
+    verify: bool = True
+    """Hold a version against what training measured before it answers anybody."""
+    restarts: Annotated[int, Field(ge=0)] = 5
+    """Of an engine that died or hangs, in a row; then the server ends."""
+    hang_timeout_s: Annotated[float, Field(gt=0)] = 60
+    """Requests wait and nothing comes for so long: then the engine is asked, and started again if it says nothing."""
+    drain_s: Annotated[float, Field(ge=0)] = 30
+    """What is in flight when the server is told to end may take so long."""
     extra_args: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _quantization_is_there_to_be_made(self) -> Serve:
+        if self.quantization == "w4a16":
+            raise ValueError(
+                "quantization = 'w4a16': no W4A16 weights are made here; a checkpoint that has them already "
+                "(compressed-tensors) is served as it is, on a GPU, with quantization = 'none'"
+            )
+        if self.mode == "auto" and self.quantization != "none":
+            raise ValueError(f"mode = 'auto' chooses the quantization too: not {self.quantization!r}")
+        return self
 
 
 class BenchSlo(Section):

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
-from tuneship.serve.catalog import Catalog, Entry
+from tuneship.serve.catalog import Entry
+from tuneship.serve.keys import permit
 from tuneship.serve.refusals import Refusal, unknown_model
+from tuneship.serve.routes import LEASE, Lease, Routes
 
 MAX_BODY_BYTES = 10 * 1024 * 1024
 
@@ -40,29 +42,41 @@ class Call(NamedTuple):
     body: bytes
 
 
-async def read_call(request: Request, catalog: Catalog) -> Call:
+async def read_call(request: Request, routes: Routes) -> Call:
     """Read the request's body and address it to the model that it names.
 
     Raises:
-        Refusal: 413 too large, 400 not a JSON object or with a key of the engine's own, 404 no such model.
+        Refusal: as `read_asked`, or 400 for a key of the engine's own.
 
     """
-    entry, asked = await read_asked(request, catalog)
+    entry, asked = await read_asked(request, routes)
     return Call(entry, address(asked, entry))
 
 
-async def read_asked(request: Request, catalog: Catalog) -> tuple[Entry, dict[str, Any]]:
-    """The model that the request names, and its whole body.
+async def read_asked(request: Request, routes: Routes) -> tuple[Entry, dict[str, Any]]:
+    """The model that the request names, which is its own until the answer is over, and the whole body.
 
     Raises:
-        Refusal: 413 too large, 400 not a JSON object, 404 no such model.
+        Refusal: 413 too large, 400 not a JSON object, 403 not for this key, 404 no such model.
 
     """
     asked = _parse(await _read(request))
-    entry = catalog.find(asked.get("model"))
-    if entry is None:
-        raise unknown_model(asked.get("model"))
-    return entry, asked
+    return lease(request, routes, asked.get("model")).entry, asked
+
+
+def lease(request: Request, routes: Routes, name: object) -> Lease:
+    """Take the version that `name` means now, for as long as the request lasts (`observe.py` gives it back).
+
+    Raises:
+        Refusal: 403 not for this key, 404 no such model.
+
+    """
+    permit(request.scope, name)
+    taken = routes.lease(name) if isinstance(name, str) else None
+    if taken is None:
+        raise unknown_model(name)
+    request.scope[LEASE] = taken
+    return taken
 
 
 def address(asked: dict[str, Any], entry: Entry) -> bytes:

@@ -37,6 +37,8 @@ class Entry(NamedTuple):
     path: Path
     artifact_id: str
     base_id: str
+    source: Path | None = None
+    """Where an adapter came from, if SGLang is given a copy of it."""
 
 
 class Catalog(NamedTuple):
@@ -46,6 +48,8 @@ class Catalog(NamedTuple):
     entries: tuple[Entry, ...]
     weights: str = "none"
     """How the first entry's checkpoint is quantized, by its own configuration."""
+    origin: ModelSource | None = None
+    """Where the first entry's checkpoint is from: what adapters that come later are held against."""
 
     @property
     def base(self) -> Entry:
@@ -62,11 +66,14 @@ class Catalog(NamedTuple):
         return next((entry for entry in self.entries if entry.name == name), None)
 
 
-def read(model: str, adapters: Path | None = None, *, max_rank: int = 64, name: str = "") -> Catalog:
+def read(
+    model: str, adapters: Path | None = None, *, max_rank: int = 64, name: str = "", to_come: bool = False
+) -> Catalog:
     """Find and check what is to be served.
 
     `model` is the directory of a merged artifact or an NF4 base, or a base: a hub id, a path or a bundled id.
-    `adapters` is one adapter's directory or a directory of them; `name` is what clients shall call `model`.
+    `adapters` is one adapter's directory or a directory of them; `name` is what clients shall call `model`. `to_come`:
+    adapters may be loaded later, or come from the server's registry.
 
     Raises:
         ArtifactError: no such model or adapter; changed, truncated, or made for another base.
@@ -75,12 +82,22 @@ def read(model: str, adapters: Path | None = None, *, max_rank: int = 64, name: 
     """
     source, first = _artifact(Path(model), name) if artifact.is_artifact(Path(model)) else _base(model, name)
     weights = quantized.weights(source.path).method
-    if adapters is None:
+    if adapters is None and not to_come:
         whole = first.artifact_id and not artifact.quantized_base(source.path)
-        return Catalog("merged" if whole else "base", (first,), weights)
+        return Catalog("merged" if whole else "base", (first,), weights, source)
     facts = preflight.read_base(source)
-    found = (_adapter(path, facts, Limits(max_rank)) for path in _adapters(adapters))
-    return Catalog("adapters", _all_different([first, *found]), weights)
+    found = (_adapter(path, facts, Limits(max_rank)) for path in (_adapters(adapters) if adapters else ()))
+    return Catalog("adapters", _all_different([first, *found]), weights, source)
+
+
+def checked_alias(name: str, hint: str = "--alias NAME, of letters, digits, dots, dashes and underscores") -> str:
+    """`name`, if adapters may be called so.
+
+    Raises:
+        PreflightError: it holds something that would mean more than itself in a request.
+
+    """
+    return _checked(_ADAPTER_NAME, name, hint)
 
 
 def _artifact(path: Path, name: str) -> tuple[ModelSource, Entry]:
@@ -105,9 +122,9 @@ def _adapter(path: Path, base: BaseModel, limits: Limits) -> Entry:
     checked = preflight.check(path, base, limits)
     for remark in [*checked.remarks, *quantized.remarks(path, base.path)]:
         say(f"warning: {remark}")
-    name = _checked(_ADAPTER_NAME, checked.name, "rename the directory")
+    name = checked_alias(checked.name, "rename the directory")
     version = f"{name}@{checked.content_id[:12]}"
-    return Entry(name, version, version, checked.path, checked.content_id, base.record.id)
+    return Entry(name, version, version, checked.path, checked.content_id, base.record.id, path)
 
 
 def _adapters(folder: Path) -> list[Path]:

@@ -20,7 +20,14 @@ def serve(
     max_rank: int = 64,
     context_length: int = 0,
     memory_fraction: Literal["auto"] | float = "auto",
+    verify: bool = True,
+    restarts: int = 5,
+    hang_timeout: float = 60,
+    drain: float = 30,
     extra_arg: list[str] | None = None,
+    keys: Path | None = None,
+    state: Path | None = None,
+    admin_port: int = 0,
     endpoint_file: Path | None = None,
     log: Path | None = None,
 ) -> None:
@@ -37,7 +44,7 @@ def serve(
     name
         What clients call MODEL.
     host
-        Address of the door. There are no API keys yet: stay on loopback.
+        Address of the door. Beyond loopback it needs an API key (`tuneship keys add`).
     port
         Port of the door; 0 takes a free one.
     dtype
@@ -53,8 +60,24 @@ def serve(
         Longest prompt and answer together, in tokens; 0 is the model's own.
     memory_fraction
         Share of GPU memory for weights and KV cache.
+    verify
+        Hold an adapter against what its training measured before it answers anybody.
+    restarts
+        Of an engine that died or hangs, in a row, before the server ends.
+    hang_timeout
+        Seconds without anything from the engine, while requests wait, after which it is asked, and then restarted.
+    drain
+        Seconds that what is in flight may take when the server is told to end.
     extra_arg
         Handed to SGLang as it is; once for each word.
+    keys
+        The file of API keys; by default $TUNESHIP_KEYS or ~/.config/tuneship/keys.toml.
+    state
+        Directory of the registry: which versions there are, and which answer. A server that is started again with it
+        comes back as it was. Default: one for this base and port; with --port 0 nothing is kept. With it, --adapters
+        may be left out.
+    admin_port
+        Of the admin side, on loopback; 0 takes a free one, which `tuneship adapters` finds.
     endpoint_file
         Describe the running server here; removed at its end.
     log
@@ -63,14 +86,15 @@ def serve(
     """
     from pydantic import ValidationError  # noqa: PLC0415 - `--help` starts without all of this
 
-    from tuneship.core.cache import cache_dir  # noqa: PLC0415
+    from tuneship.core.cache import cache_dir, state_dir  # noqa: PLC0415
     from tuneship.core.errors import RecipeError  # noqa: PLC0415
     from tuneship.core.recipe import Serve  # noqa: PLC0415
     from tuneship.serve import catalog, quantized, server  # noqa: PLC0415
+    from tuneship.serve.keys import Keyring, default_file  # noqa: PLC0415
 
     try:
         settings = Serve(
-            mode="adapters" if adapters else "merged",
+            mode="adapters" if adapters or state else "merged",
             dtype=dtype,
             quantization=quantization,
             host=host,
@@ -79,14 +103,21 @@ def serve(
             max_rank=max_rank,
             context_length=context_length,
             memory_fraction=memory_fraction,
+            verify=verify,
+            restarts=restarts,
+            hang_timeout_s=hang_timeout,
+            drain_s=drain,
             extra_args=tuple(extra_arg or ()),
         )
     except ValidationError as error:
         first = error.errors()[0]
-        flag = f"--{str(first['loc'][0]).replace('_', '-')}: " if first["loc"] else ""
+        flag = f"--{str(first['loc'][0]).removesuffix('_s').replace('_', '-')}: " if first["loc"] else ""
         raise RecipeError(f"{flag}{first['msg'].removeprefix('Value error, ')}") from None
+    keyring = Keyring(keys or default_file())
     served = quantized.with_quantization(model, settings)
     name = name or quantized.public_name(model)
-    found = catalog.read(served, adapters, max_rank=max_rank, name=name)
+    found = catalog.read(served, adapters, max_rank=max_rank, name=name, to_come=state is not None)
+    if found.mode == "adapters" and port and state is None:
+        state = state_dir() / f"{found.base.version.replace('/', '--')}-{port}"
     log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"
-    server.run(found, settings, server.Files(log, endpoint_file))
+    server.run(found, settings, server.Files(log, endpoint_file, state), server.Access(keyring, admin_port))

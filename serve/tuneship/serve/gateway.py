@@ -1,7 +1,9 @@
 """The door: a thin OpenAI-compatible proxy in front of the engine that decides which model answers.
 
-It looks `model` up in the catalog and answers 404 to anything else: SGLang itself would answer an unknown name with the
-base. Every answer says in `x-tuneship-version` which immutable version gave it.
+It looks `model` up in its table and answers 404 to anything else: SGLang itself would answer an unknown name with the
+base. Every answer says in `x-tuneship-version` which immutable version gave it. A request keeps the version that it was
+given until its answer is over (`routes.Lease`); who asks, and how long it may take, is `guard.py`'s, what is counted
+`observe.py`'s.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,9 +21,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tuneship.core.endpoint import VERSION_HEADER
-from tuneship.serve.calls import read_asked, read_call
-from tuneship.serve.catalog import Catalog, Entry
-from tuneship.serve.refusals import Refusal, unknown_model
+from tuneship.serve import keys
+from tuneship.serve.calls import lease, read_asked, read_call
+from tuneship.serve.catalog import Entry
+from tuneship.serve.metrics import CONTENT_TYPE, Metrics
+from tuneship.serve.refusals import Refusal, engine_unavailable
+from tuneship.serve.routes import Routes
 from tuneship.serve.scoring import score
 from tuneship.serve.upstream import Upstream
 
@@ -29,38 +34,40 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 _CLIENT_LEFT = 499
 
 
-def build_door(catalog: Catalog, engine_url: str, alive: Callable[[], bool]) -> Starlette:
-    """Build the ASGI application that serves `catalog` from the engine at `engine_url`; `alive` says if that lives."""
+def build_door(routes: Routes, upstream: Upstream, metrics: Metrics, ready: Callable[[], bool]) -> Starlette:
+    """Build the ASGI application that serves `routes` from the engine behind `upstream`, while that is `ready`."""
     opened_at = int(time.time())
-    upstream = Upstream(engine_url)
 
-    @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        async with upstream:
-            yield
-
-    async def models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_card(entry, opened_at) for entry in catalog.entries]})
+    async def models(request: Request) -> Response:
+        shown = [entry for entry in routes.entries if keys.permits(request.scope, entry.name)]
+        return JSONResponse({"object": "list", "data": [_card(entry, opened_at) for entry in shown]})
 
     async def model(request: Request) -> Response:
-        entry = catalog.find(request.path_params["name"])
-        if entry is None:
-            raise unknown_model(request.path_params["name"])
+        entry = lease(request, routes, request.path_params["name"]).entry
         return JSONResponse(_card(entry, opened_at), headers={VERSION_HEADER: entry.version})
 
     async def generate(request: Request) -> Response:
-        call = await read_call(request, catalog)
+        _must_be(ready)
+        call = await read_call(request, routes)
         return await _unless_client_leaves(request, upstream.ask(request.url.path, call))
 
     async def logprobs(request: Request) -> Response:
-        entry, asked = await read_asked(request, catalog)
+        _must_be(ready)
+        entry, asked = await read_asked(request, routes)
         return await _unless_client_leaves(request, score(upstream, entry, asked))
 
-    async def metrics(_: Request) -> Response:
-        return await upstream.metrics()
+    async def figures(_: Request) -> Response:
+        page = metrics.text()
+        with contextlib.suppress(Refusal):  # an engine that is not there, or counts nothing
+            page += bytes((await upstream.metrics()).body)
+        return Response(page, headers={"Content-Type": CONTENT_TYPE})
 
     async def health(_: Request) -> Response:
-        return Response(status_code=200 if alive() else 503)
+        return Response()
+
+    async def readiness(_: Request) -> Response:
+        _must_be(ready)
+        return Response()
 
     return Starlette(
         routes=[
@@ -70,8 +77,9 @@ def build_door(catalog: Catalog, engine_url: str, alive: Callable[[], bool]) -> 
             Route("/v1/completions", generate, methods=["POST"]),
             Route("/v1/tokenize", generate, methods=["POST"]),
             Route("/v1/logprobs", logprobs, methods=["POST"]),
-            Route("/metrics", metrics),
+            Route("/metrics", figures),
             Route("/health", health),
+            Route("/ready", readiness),
         ],
         exception_handlers={
             Refusal: _refused,
@@ -79,7 +87,6 @@ def build_door(catalog: Catalog, engine_url: str, alive: Callable[[], bool]) -> 
             ClientDisconnect: _left,
             Exception: _our_fault,
         },
-        lifespan=lifespan,
     )
 
 
@@ -97,8 +104,16 @@ async def _unless_client_leaves(request: Request, answer: Coroutine[Any, Any, Re
             task.cancel()
 
 
-def _card(entry: Entry, created: int) -> dict[str, str | int]:
-    return {"id": entry.name, "object": "model", "created": created, "owned_by": "tuneship"}
+def _must_be(ready: Callable[[], bool]) -> None:
+    """Before the model is looked up: while the engine starts nobody knows yet what it will serve."""
+    if not ready():
+        raise engine_unavailable()
+
+
+def _card(entry: Entry, created: int) -> dict[str, Any]:
+    """OpenAI's fields, and two of ours: the immutable version that answers now, and the base below an adapter."""
+    card = {"id": entry.name, "object": "model", "created": created, "owned_by": "tuneship", "version": entry.version}
+    return {**card, "parent": entry.base_id} if entry.selector else card
 
 
 async def _refused(_: Request, refusal: Exception) -> Response:

@@ -8,9 +8,11 @@ Flags, not SGLang's Python API: they are what SGLang documents, what a log shows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tuneship.core.cache import cache_dir
 from tuneship.core.hardware import Hardware
@@ -43,9 +45,17 @@ class LoraLimits:
     target_modules: tuple[str, ...] = PROJECTIONS
 
 
+class LoadedAdapter(NamedTuple):
+    """An adapter that the engine starts with, under the name that it has there alone."""
+
+    selector: str
+    path: Path
+    pinned: bool = False
+
+
 @dataclass(frozen=True)
 class EngineConfig:
-    """One SGLang server. `adapters` are (engine name, directory); `lora` is None where there are none."""
+    """One SGLang server. `lora` is None where no adapter can be loaded."""
 
     model_path: Path
     served_name: str
@@ -57,18 +67,19 @@ class EngineConfig:
     memory_fraction: float | None = None
     quantization: quantized.Method = "none"
     lora: LoraLimits | None = None
-    adapters: tuple[tuple[str, Path], ...] = ()
+    adapters: tuple[LoadedAdapter, ...] = ()
     extra_args: tuple[str, ...] = ()
 
 
-def configure(serve: Serve, catalog: Catalog, hardware: Hardware, port: int) -> EngineConfig:
-    """Choose the engine's settings for this catalog on this machine; the engine listens on loopback only.
+def configure(
+    serve: Serve, catalog: Catalog, hardware: Hardware, port: int, adapters: Sequence[LoadedAdapter] = ()
+) -> EngineConfig:
+    """Choose the engine's settings for this catalog on this machine, to start with `adapters`; it listens on loopback.
 
     Raises:
         PreflightError: SGLang cannot serve a base of this quantization so.
 
     """
-    adapters = tuple((entry.selector, entry.path) for entry in catalog.entries if entry.selector)
     return EngineConfig(
         model_path=catalog.model_path,
         served_name=catalog.base.name,
@@ -78,8 +89,8 @@ def configure(serve: Serve, catalog: Catalog, hardware: Hardware, port: int) -> 
         context_length=serve.context_length,
         memory_fraction=None if serve.memory_fraction == "auto" else serve.memory_fraction,
         quantization=quantized.method(serve, catalog.weights, hardware),
-        lora=LoraLimits(serve.max_loras, serve.max_rank) if adapters else None,
-        adapters=adapters,
+        lora=LoraLimits(serve.max_loras, serve.max_rank) if catalog.mode == "adapters" else None,
+        adapters=tuple(adapters),
         extra_args=serve.extra_args,
     )
 
@@ -135,12 +146,18 @@ def _cpu_flags() -> tuple[str, ...]:
     return ("--max-total-tokens", str(_CPU_TOKENS), "--max-running-requests", str(_CPU_REQUESTS))
 
 
-def _lora_flags(limits: LoraLimits, adapters: tuple[tuple[str, Path], ...]) -> tuple[str, ...]:
+def _lora_flags(limits: LoraLimits, adapters: tuple[LoadedAdapter, ...]) -> tuple[str, ...]:
     return (
         "--enable-lora",
         *("--max-loras-per-batch", str(limits.max_loras + 1)),  # SGLang counts the base as one
         *("--max-lora-rank", str(limits.max_rank)),
         # By name: `all` would wrap the embeddings too.
         *("--lora-target-modules", *limits.target_modules),
-        *("--lora-paths", *(f"{name}={path}" for name, path in adapters)),
+        *(("--lora-paths", *map(_lora_path, adapters)) if adapters else ()),
     )
+
+
+def _lora_path(adapter: LoadedAdapter) -> str:
+    if adapter.pinned:
+        return json.dumps({"lora_name": adapter.selector, "lora_path": str(adapter.path), "pinned": True})
+    return f"{adapter.selector}={adapter.path}"

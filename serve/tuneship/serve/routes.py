@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from random import Random
 from typing import NamedTuple
@@ -54,9 +54,19 @@ class _Choice(NamedTuple):
 class Routes:
     """The table of one server, and its requests in flight by version."""
 
-    def __init__(self, base: Entry, versions: Iterable[Version] = (), seed: int | None = None) -> None:
-        """Answer `base` to its name, and `versions` to theirs; `seed` makes the draws repeatable."""
+    def __init__(
+        self,
+        base: Entry,
+        versions: Iterable[Version] = (),
+        seed: int | None = None,
+        watch: Callable[[Entry], object] = lambda _: None,
+    ) -> None:
+        """Answer `base` to its name, and `versions` to theirs; `seed` makes the draws repeatable.
+
+        `watch` is told of each lease that is given out.
+        """
         self._base = base
+        self._watch = watch
         self._random = Random(seed)
         self._in_flight: Counter[str] = Counter()
         self._idle: dict[str, asyncio.Event] = {}
@@ -94,11 +104,16 @@ class Routes:
         if len(choice.entries) > 1:
             (entry,) = self._random.choices(choice.entries, cum_weights=choice.up_to)
         self._in_flight[entry.version] += 1
+        self._watch(entry)
         return Lease(entry, self)
 
     def in_flight(self, version_name: str) -> int:
         """How many leases of that version are out."""
         return self._in_flight[version_name]
+
+    def all_in_flight(self) -> dict[str, int]:
+        """{version: leases that are out} of those that have any."""
+        return dict(self._in_flight)
 
     async def drained(self, version_name: str, timeout_s: float | None = None) -> bool:
         """Wait until no lease of that version is out; False if there still is one after `timeout_s` (None: ever)."""

@@ -1,107 +1,248 @@
-"""A server in the foreground: check the port, start the engine, open the door, and end both together.
+"""A server in the foreground: take the ports, start the engine behind the door, keep it alive, end it all together.
 
-SIGTERM and Ctrl-C close the door to new requests, give those in flight `DRAIN_S`, then end the engine; what is still
-being answered then ends with an error, never silently. A second Ctrl-C skips the wait.
+The door is open while the engine starts and while it is started again: it says 503 then, and `/ready` says so too.
+SIGTERM and Ctrl-C close it to new requests, give those in flight `drain_s`, then end the engine; what is still being
+answered then ends with an error, never silently. A second Ctrl-C skips the wait.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import hmac
 import os
+import secrets
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
-from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import uvicorn
 import uvloop
-from starlette.applications import Starlette
 
 from tuneship.core import hardware
 from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel, curl, write_endpoint
-from tuneship.core.errors import EndpointError
+from tuneship.core.errors import EndpointError, TuneshipError
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
+from tuneship.serve.admin import build_admin
+from tuneship.serve.assembly import Parts, assembled
 from tuneship.serve.catalog import Catalog
-from tuneship.serve.engine import Engine
 from tuneship.serve.gateway import build_door
-from tuneship.serve.launch import configure, flags
+from tuneship.serve.guard import Guard, check_listen
+from tuneship.serve.keys import API_KEY_VARIABLE, Keyring
+from tuneship.serve.launch import LOOPBACK, configure, flags
+from tuneship.serve.observe import Observed
+from tuneship.serve.protocol import DoorProtocol
+from tuneship.serve.running import Running, announced
+from tuneship.serve.supervisor import Phase
 
-START_TIMEOUT_S = 600.0
-"""The first start on a GPU compiles kernels and captures graphs: 3 minutes were measured."""
-DRAIN_S = 8.0
-_CLOSE_S = 30
-"""Longer than draining and stopping the engine together: a client that reads nothing cannot keep the door open."""
-_WATCH_S = 0.25
-_LAST_WORDS_S = 0.5
-"""Its processes die one after the other: who was first, and why, shows when they have."""
+_CLOSE_S = 22.0
+"""Beyond draining: a client that reads nothing cannot keep the door open."""
 
 
 class Files(NamedTuple):
-    """Where a server leaves its traces: the engine's log, and `endpoint.json` while it runs (None: nowhere)."""
+    """Where a server leaves its traces.
+
+    The engine's log; `endpoint.json` while it runs; the directory of its registry. None: nowhere, nothing outlives it.
+    """
 
     log: Path
     endpoint: Path | None = None
+    state: Path | None = None
 
 
-def run(catalog: Catalog, serve: Serve, files: Files) -> None:
+class Access(NamedTuple):
+    """Who may come in, and where the admin side listens (0: on a free port)."""
+
+    keys: Keyring
+    admin_port: int = 0
+
+
+def run(catalog: Catalog, serve: Serve, files: Files, access: Access) -> None:
     """Serve `catalog` until SIGTERM (returns) or Ctrl-C.
 
     Raises:
-        EndpointError: the port is taken, or the address is not ours.
-        EngineError: the engine did not start, or died while serving.
+        EndpointError: a port is taken, or the address is not ours.
+        PreflightError: the engine cannot serve it so, or the door would be open to other machines without a key.
+        RegistryError: the registry in `files.state` is another's.
+        EngineError: the engine did not start, or failed again and again while serving.
+        ParityError: an adapter is not what was trained.
         KeyboardInterrupt: after everything is ended.
 
     """
-    with _bound(serve.host, serve.port) as listener, _sigterm_exits_with(0):
-        config = configure(serve, catalog, hardware.detect(), engines.free_port())
-        _warn_beyond_loopback(serve.host)
-        began = time.monotonic()
-        engine = engines.start(config, files.log)
+    machine = hardware.detect()
+    check_listen(serve.host, access.keys)
+    configure(serve, catalog, machine, 0)
+    with (
+        _bound(serve.host, serve.port) as listener,
+        _bound(LOOPBACK, access.admin_port) as admin_listener,
+        _sigterm_exits_with(0),
+        assembled(catalog, serve, machine, files.log, files.state) as parts,
+    ):
+        server = _Server(catalog, serve, files, access, parts)
         try:
-            say(f"starting SGLang with {catalog.model_path} (log: {files.log})")
-            engine.wait_ready([entry.selector for entry in catalog.entries], START_TIMEOUT_S)
-            say(f"SGLang answers after {time.monotonic() - began:.0f} s")
-            door = build_door(catalog, engine.url, alive=lambda: not engine.death)
-            interrupted = uvloop.run(_serve(door, listener, engine, catalog, files))
+            interrupted = uvloop.run(server.serve(listener, admin_listener))
         finally:
-            engine.stop()
+            parts.supervisor.stop()
     if interrupted:
         raise KeyboardInterrupt
 
 
-async def _serve(app: Starlette, listener: socket.socket, engine: Engine, catalog: Catalog, files: Files) -> bool:
-    """Keep the door open until a signal or the engine's death; whether it was Ctrl-C."""
-    signals = _signals()
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_CLOSE_S)
-    server = _Door(config)
-    door = asyncio.create_task(server.serve(sockets=[listener]))
-    death = asyncio.create_task(_death(engine))
-    stop = asyncio.create_task(signals.get())
-    await _opened(server, door)
-    with _published(engine, listener, catalog, files.endpoint) as endpoint:
-        _say_hello(endpoint)
-        await asyncio.wait({door, death, stop}, return_when=asyncio.FIRST_COMPLETED)
-    # Said now: once we have ended the rest of it, it looks as if we had killed it.
-    failure = engine.failure("died while serving") if death.done() else None
-    death.cancel()
-    server.should_exit = True
-    grace_s = 0.0 if failure else await _drain(door, signals)
-    # What is still being answered loses the engine here, and the door tells its client so.
-    await asyncio.to_thread(engine.stop, grace_s)
-    await door
-    if failure:
-        raise failure
-    return stop.done() and stop.result() is signal.SIGINT
+class _Server:
+    """One run of the door, the admin side and the engine between them."""
+
+    def __init__(self, catalog: Catalog, serve: Serve, files: Files, access: Access, parts: Parts) -> None:
+        self._catalog, self._serve, self._files, self._access, self._parts = catalog, serve, files, access, parts
+        self._settled = False
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return self._settled and self._parts.supervisor.phase is Phase.READY
+
+    async def serve(self, listener: socket.socket, admin_listener: socket.socket) -> bool:
+        """Keep the door open until a signal, or until the engine is given up; whether it was Ctrl-C."""
+        signals = _signals()
+        stop = asyncio.create_task(signals.get())
+        admin_key = secrets.token_urlsafe(32)
+        failure: Exception | None = None
+        async with self._parts.upstream:
+            door = await _opened(self._door(), listener)
+            admin = await _opened(self._admin(admin_key), admin_listener)
+            ends = (stop, door.task, admin.task)
+            try:
+                if await _until(ends, self._begin()):
+                    with self._published(listener, admin_listener, admin_key):
+                        await _until(ends, self._parts.supervisor.keep())
+            except TuneshipError as error:
+                failure = error
+            for each in (door, admin):
+                each.server.should_exit = True
+            grace_s = 0.0 if failure or not self._settled else await self._drain(door.task, signals)
+            # What is still being answered loses the engine here, and the door tells its client so.
+            await asyncio.to_thread(self._parts.supervisor.stop, grace_s)
+            await asyncio.gather(door.task, admin.task)
+        if failure:
+            raise failure
+        return stop.done() and stop.result() is signal.SIGINT
+
+    def _door(self) -> uvicorn.Config:
+        parts = self._parts
+        app = build_door(parts.routes, parts.upstream, parts.metrics, lambda: self.ready)
+        guarded = Guard(app, self._access.keys)
+        return uvicorn.Config(
+            Observed(guarded, parts.metrics),
+            http=DoorProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=int(self._serve.drain_s + _CLOSE_S),
+        )
+
+    def _admin(self, key: str) -> uvicorn.Config:
+        def who(token: str) -> str | None:
+            return "local" if hmac.compare_digest(token.encode(), key.encode()) else self._access.keys.admin(token)
+
+        app = build_admin(self._parts, who, self._catalog.mode)
+        return uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False)
+
+    async def _begin(self) -> None:
+        """Start the engine; let what is new in it answer once it is proven."""
+        began = time.monotonic()
+        say(f"starting SGLang with {self._catalog.model_path} (log: {self._files.log})")
+        deployer = self._parts.deployer
+        fresh = deployer.seed(self._catalog.entries[1:]) if deployer else []
+        await self._parts.supervisor.start()
+        say(f"SGLang answers after {time.monotonic() - began:.0f} s")
+        if deployer:
+            await deployer.settle(fresh)
+        self._settled = True
+
+    async def _drain(self, door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> float:
+        """Wait for the requests in flight, or until a second signal; how long the engine may take to end."""
+        say("closing: no new requests, finishing those in flight")
+        again = asyncio.create_task(signals.get())
+        await asyncio.wait({door, again}, timeout=self._serve.drain_s, return_when=asyncio.FIRST_COMPLETED)
+        if again.done():
+            return 0.0
+        again.cancel()
+        return engines.STOP_GRACE_S
+
+    @contextmanager
+    def _published(self, listener: socket.socket, admin_listener: socket.socket, admin_key: str) -> Iterator[None]:
+        """Let clients and verbs find the server, while it answers."""
+        endpoint = self._describe(listener)
+        admin = Running(url=endpoint.url, admin_url=_url(admin_listener), admin_key=admin_key, mode=endpoint.mode)
+        with announced(admin), _written(endpoint, self._files.endpoint):
+            say(f"serving {', '.join(model.version for model in endpoint.models)} at {endpoint.url}")
+            say(curl(endpoint.url, endpoint.models[-1].name, endpoint.key_env))
+            yield
+
+    def _describe(self, listener: socket.socket) -> Endpoint:
+        engine = self._parts.supervisor.engine
+        assert engine
+        return Endpoint(
+            url=_url(listener),
+            key_env=API_KEY_VARIABLE if self._access.keys.asks else "",
+            mode=self._catalog.mode,
+            pid=os.getpid(),
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            engine=EngineInfo(version=metadata.version("sglang"), flags=flags(engine.config)),
+            models=[
+                ServedModel(name=e.name, version=e.version, artifact_id=e.artifact_id, base_id=e.base_id)
+                for e in self._parts.routes.entries
+            ],
+        )
+
+
+class _Open(NamedTuple):
+    """A server that listens."""
+
+    server: uvicorn.Server
+    task: asyncio.Task[None]
+
+
+class _Quiet(uvicorn.Server):
+    """uvicorn without its own idea of signals: what they mean is decided above."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        """Leave them alone."""
+        return contextlib.nullcontext()
+
+
+async def _opened(config: uvicorn.Config, listener: socket.socket) -> _Open:
+    """Return when it listens."""
+    server = _Quiet(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started:
+        if task.done():
+            raise EndpointError("the door did not open")
+        await asyncio.sleep(0.01)
+    return _Open(server, task)
+
+
+async def _until(ends: Iterable[asyncio.Task[Any]], work: Coroutine[Any, Any, None]) -> bool:
+    """Do `work` until one of `ends` comes first; whether it was done."""
+    doing = asyncio.create_task(work)
+    await asyncio.wait({doing, *ends}, return_when=asyncio.FIRST_COMPLETED)
+    if doing.done():
+        doing.result()
+        return True
+    doing.cancel()
+    with contextlib.suppress(asyncio.CancelledError, TuneshipError):
+        await doing
+    return False
 
 
 def _signals() -> asyncio.Queue[signal.Signals]:
@@ -112,50 +253,16 @@ def _signals() -> asyncio.Queue[signal.Signals]:
     return arrived
 
 
-class _Door(uvicorn.Server):
-    """uvicorn without its own idea of signals: what they mean is decided above."""
-
-    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-        """Leave them alone."""
-        return contextlib.nullcontext()
-
-
-async def _opened(server: uvicorn.Server, door: asyncio.Task[None]) -> None:
-    """Return when the door listens."""
-    while not server.started:
-        if door.done():
-            raise EndpointError("the door did not open")
-        await asyncio.sleep(0.01)
-
-
-async def _death(engine: Engine) -> None:
-    """Return when the engine no longer serves."""
-    while not engine.death:  # noqa: ASYNC110 - another process's death is no asyncio.Event
-        await asyncio.sleep(_WATCH_S)
-    await asyncio.sleep(_LAST_WORDS_S)
-
-
-async def _drain(door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> float:
-    """Wait for the requests in flight, `DRAIN_S` at most, or until a second signal; how long the engine may take."""
-    say("closing: no new requests, finishing those in flight")
-    again = asyncio.create_task(signals.get())
-    await asyncio.wait({door, again}, timeout=DRAIN_S, return_when=asyncio.FIRST_COMPLETED)
-    if again.done():
-        return 0.0
-    again.cancel()
-    return engines.STOP_GRACE_S
-
-
 @contextmanager
 def _bound(host: str, port: int) -> Iterator[socket.socket]:
-    """The door's address, taken before anything slow begins; it does not listen yet."""
+    """An address, taken before anything slow begins; it does not listen yet."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
         except OSError as error:
-            what = "is in use" if error.errno == 98 else f"cannot be used: {error.strerror}"
+            what = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
             raise EndpointError(
                 f"port {port} on {host} {what}", hint="choose another with --port; --port 0 takes a free one"
             ) from None
@@ -173,41 +280,19 @@ def _sigterm_exits_with(code: int) -> Iterator[None]:
 
 
 @contextmanager
-def _published(engine: Engine, listener: socket.socket, catalog: Catalog, path: Path | None) -> Iterator[Endpoint]:
+def _written(endpoint: Endpoint, path: Path | None) -> Iterator[None]:
     """`endpoint.json`, there while clients can come."""
-    endpoint = _describe(engine, listener, catalog)
     if path is None:
-        yield endpoint
+        yield
         return
     write_endpoint(endpoint, path)
     try:
-        yield endpoint
+        yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def _describe(engine: Engine, listener: socket.socket, catalog: Catalog) -> Endpoint:
+def _url(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104 - read
-    return Endpoint(
-        url=f"http://{host}:{port}",
-        mode=catalog.mode,
-        pid=os.getpid(),
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        engine=EngineInfo(version=metadata.version("sglang"), flags=flags(engine.config)),
-        models=[
-            ServedModel(name=entry.name, version=entry.version, artifact_id=entry.artifact_id, base_id=entry.base_id)
-            for entry in catalog.entries
-        ],
-    )
-
-
-def _say_hello(endpoint: Endpoint) -> None:
-    say(f"serving {', '.join(model.version for model in endpoint.models)} at {endpoint.url}")
-    say(curl(endpoint.url, endpoint.models[-1].name))
-
-
-def _warn_beyond_loopback(host: str) -> None:
-    with contextlib.suppress(ValueError):
-        if host != "localhost" and not ip_address(host).is_loopback:
-            say(f"warning: {host} can be reached from other machines, and there are no API keys yet")
+    return f"http://{host}:{port}"

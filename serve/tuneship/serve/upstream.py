@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
-from typing import Self
+from typing import Any, Self
 
 import aiohttp
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from tuneship.core.endpoint import VERSION_HEADER
+from tuneship.core.errors import EngineError
 from tuneship.serve.calls import Call
 from tuneship.serve.refusals import Refusal, UpstreamError, engine_unavailable
 
@@ -26,22 +28,34 @@ _BROKEN = (aiohttp.ClientError, OSError)
 
 
 class Upstream:
-    """The engine behind the door."""
+    """The engine behind the door, while there is one: what is asked before `open` or after `shut` gets 503."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str = "") -> None:
+        self.waiting = 0
+        """Requests that the engine has not finished answering."""
+        self.heard_at = time.monotonic()
+        """When a request last began to wait for an engine that had nothing to do, or anything came back."""
         self._url = url
 
+    def open(self, url: str) -> None:
+        """From now on the engine is at `url`."""
+        self._url = url
+
+    def shut(self) -> None:
+        """There is no engine for now."""
+        self._url = ""
+
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            self._url,
-            auto_decompress=False,
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
-        )
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S)
+        pool = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S)
+        self._session = aiohttp.ClientSession(auto_decompress=False, connector=pool, timeout=timeout)
+        once = aiohttp.TCPConnector(limit=0, force_close=True)
+        self._unpooled = aiohttp.ClientSession(auto_decompress=False, connector=once, timeout=timeout)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
+        await self._unpooled.close()
 
     async def ask(self, path: str, call: Call) -> Response:
         """Send `call` and return the engine's answer: a stream as a stream, bytes untouched, everything else whole.
@@ -51,19 +65,32 @@ class Upstream:
 
         """
         version = call.entry.version
+        if not self._url:
+            raise engine_unavailable(version)
+        work, streams = self._begun(), False
         try:
-            answer = await self._session.post(path, data=call.body, headers={"Content-Type": "application/json"})
+            answer = await self._post(f"{self._url}{path}", call.body)
             if answer.content_type == "text/event-stream" and answer.status == 200:
-                return _Stream(answer, version)
+                streams = True
+                return _Stream(answer, version, work)
             async with answer:
                 body = await answer.read()
-                if answer.status >= 500:
-                    answer.close()  # the engine ends this connection too, and the next request must not meet its end
         except _BROKEN:
             raise engine_unavailable(version) from None
+        finally:
+            if not streams:
+                work.done()
         if answer.status != 200:
             raise UpstreamError(answer.status, body).refusal(version)
         return Response(body, media_type=answer.content_type, headers={VERSION_HEADER: version})
+
+    async def _post(self, url: str, body: bytes) -> aiohttp.ClientResponse:
+        # SGLang ends a connection after a 500 on it without saying so, and the next request may meet its end.
+        headers = {"Content-Type": "application/json"}
+        try:
+            return await self._session.post(url, data=body, headers=headers)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            return await self._unpooled.post(url, data=body, headers=headers)
 
     async def fetch(self, path: str, call: Call) -> bytes:
         """Send `call` and return the body of the engine's answer, for the door's own use.
@@ -75,6 +102,33 @@ class Upstream:
         answer = await self.ask(path, call)
         return bytes(answer.body)
 
+    async def tell(self, path: str, body: dict[str, Any], timeout_s: float) -> tuple[int, bytes]:
+        """POST `body`, a word between us and the engine that no client asked for; (status, what it says).
+
+        Raises:
+            EngineError: it is not there, or says nothing within `timeout_s`.
+
+        """
+        if not self._url:
+            raise EngineError("the engine is not there", hint="try again when /ready says so")
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
+        try:
+            async with self._session.post(f"{self._url}{path}", json=body, timeout=timeout) as answer:
+                return answer.status, await answer.read()
+        except TimeoutError:
+            raise EngineError(f"the engine said nothing to {path} within {timeout_s:g} s") from None
+        except _BROKEN as error:
+            raise EngineError(f"the engine broke off at {path}: {type(error).__name__}") from None
+
+    async def is_working(self, timeout_s: float) -> bool:
+        """Whether the engine's scheduler does anything at all, by SGLang's own word."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=timeout_s)
+            async with self._session.get(f"{self._url}/health_generate", timeout=timeout) as answer:
+                return answer.status == 200
+        except (TimeoutError, *_BROKEN):
+            return False
+
     async def metrics(self) -> Response:
         """The engine's Prometheus page.
 
@@ -82,9 +136,11 @@ class Upstream:
             Refusal: it has none (404), failed (502), or is not there (503).
 
         """
+        if not self._url:
+            raise engine_unavailable()
         timeout = aiohttp.ClientTimeout(total=_METRICS_S)
         try:
-            async with self._session.get("/metrics", headers=_METRICS_HEADERS, timeout=timeout) as answer:
+            async with self._session.get(f"{self._url}/metrics", headers=_METRICS_HEADERS, timeout=timeout) as answer:
                 page = await answer.read()
         except _BROKEN:
             raise engine_unavailable() from None
@@ -94,27 +150,55 @@ class Upstream:
             raise UpstreamError(answer.status, page).refusal("")
         return Response(page, headers={"Content-Type": answer.headers.get("Content-Type", "text/plain")})
 
+    def _begun(self) -> _Work:
+        if not self.waiting:
+            self.heard_at = time.monotonic()
+        self.waiting += 1
+        return _Work(self)
+
+
+class _Work:
+    """One request that the engine has."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream: Upstream | None = upstream
+
+    def heard(self) -> None:
+        """Something came of it."""
+        if self._upstream:
+            self._upstream.heard_at = time.monotonic()
+
+    def done(self) -> None:
+        """It is over, however it went; once."""
+        self.heard()
+        if self._upstream:
+            self._upstream.waiting -= 1
+            self._upstream = None
+
 
 class _Stream(StreamingResponse):
     """Passes a stream on. However it ends (also when the client went away), the engine's connection is closed."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, version: str) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, version: str, work: _Work) -> None:
         headers = {VERSION_HEADER: version, "Cache-Control": "no-cache"}
-        super().__init__(_events(answer, version), media_type="text/event-stream", headers=headers)
+        super().__init__(_events(answer, version, work), media_type="text/event-stream", headers=headers)
         self._answer = answer
+        self._work = work
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._answer.close()
+            self._work.done()
 
 
-async def _events(answer: aiohttp.ClientResponse, version: str) -> AsyncIterator[bytes]:
+async def _events(answer: aiohttp.ClientResponse, version: str, work: _Work) -> AsyncIterator[bytes]:
     """Whole events as they come; an error event in place of the rest when the engine stops in the middle."""
     held, last = b"", b""
     try:
         async for chunk in answer.content.iter_any():
+            work.heard()
             whole, end, held = (held + chunk).rpartition(EVENT_END)
             if end:
                 last = whole + end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,13 +14,19 @@ import uvicorn
 from aiohttp import web
 
 from tuneship.serve.calls import MAX_BODY_BYTES
-from tuneship.serve.catalog import Catalog, Entry
+from tuneship.serve.catalog import Entry
 from tuneship.serve.engine import free_port
 from tuneship.serve.gateway import build_door
+from tuneship.serve.metrics import CONTENT_TYPE, Live, Metrics
+from tuneship.serve.observe import Observed
+from tuneship.serve.registry import State, Version
+from tuneship.serve.routes import Routes
+from tuneship.serve.upstream import Upstream
 
 BASE = Entry("org/base", "org/base@1", None, Path("/b"), "", "b")
-SQL = Entry("sql", "sql@2", "sql@2", Path("/s"), "2", "b")
-CATALOG = Catalog("adapters", (BASE, SQL))
+SQL = Version("sql", "2" * 64, "b", Path("/s"), State.LIVE, 1.0, 3, pinned=False, verified="passed", changed_at="")
+SELECTOR = "sql@222222222222#3"
+VERSION = "sql@222222222222"
 CHAT = "/v1/chat/completions"
 EVENTS = (b'data: {"n": 1}\n\n', b'data: {"n": 2}\n\n', b"data: [DONE]\n\n")
 
@@ -84,17 +91,24 @@ async def door(engine) -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def open_door(engine_url: str, *, alive: bool = True) -> AsyncIterator[aiohttp.ClientSession]:
+async def open_door(
+    engine_url: str, *, ready: bool = True, routes: Routes | None = None
+) -> AsyncIterator[aiohttp.ClientSession]:
     port = free_port()
-    app = build_door(CATALOG, engine_url, alive=lambda: alive)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
-        await asyncio.sleep(0.01)
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
-        yield session
-    server.should_exit = True
-    await serving
+    routes = routes or Routes(BASE, (SQL,))
+    async with Upstream(engine_url) as upstream:
+        metrics = Metrics(Live)
+        metrics.serving([BASE.version, VERSION])
+        app = Observed(build_door(routes, upstream, metrics, lambda: ready), metrics)
+        server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
+            await asyncio.sleep(0.01)
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            yield session
+        server.should_exit = True
+        await serving
+    assert not routes.all_in_flight(), "a lease is out for ever"
 
 
 async def error_of(response: aiohttp.ClientResponse) -> dict:
@@ -107,7 +121,8 @@ async def error_of(response: aiohttp.ClientResponse) -> dict:
 async def test_models_are_the_catalogs(door):
     listed = await (await door.get("/v1/models")).json()
     assert [card["id"] for card in listed["data"]] == ["org/base", "sql"]
-    assert listed["data"][0].keys() == {"id", "object", "created", "owned_by"}
+    assert listed["data"][0].keys() == {"id", "object", "created", "owned_by", "version"}
+    assert listed["data"][1].items() >= {"parent": "b", "version": VERSION}.items()
     one = await door.get("/v1/models/org/base")
     assert (await one.json()) == listed["data"][0]
     assert one.headers["x-tuneship-version"] == "org/base@1"
@@ -115,7 +130,11 @@ async def test_models_are_the_catalogs(door):
 
 
 async def test_the_model_decides_who_answers(door):
-    for name, selector, version in (("org/base", None, "org/base@1"), ("sql", "sql@2", "sql@2")):
+    for name, selector, version in (
+        ("org/base", None, "org/base@1"),
+        ("sql", SELECTOR, VERSION),
+        (VERSION, SELECTOR, VERSION),
+    ):
         response = await door.post(CHAT, json={"model": name, "messages": []})
         assert response.headers["x-tuneship-version"] == version
         sent = await response.json()
@@ -123,7 +142,9 @@ async def test_the_model_decides_who_answers(door):
         assert sent.get("lora_path") == selector
 
 
-@pytest.mark.parametrize("name", ["nobody", "org/base:sql", ":sql", "sql:", "sql@2", "", None, 3, ["sql"], {"a": 1}])
+@pytest.mark.parametrize(
+    "name", ["nobody", "org/base:sql", ":sql", "sql:", "sql@2", SELECTOR, "", None, 3, ["sql"], {"a": 1}]
+)
 async def test_anything_else_is_not_found(door, engine, name):
     response = await door.post(CHAT, json={"model": name, "messages": []})
     assert response.status == 404
@@ -177,7 +198,7 @@ async def test_streamed_bytes_are_untouched(door, engine):
     engine[0].script = engine[0].stream
     response = await door.post(CHAT, json={"model": "sql", "stream": True})
     assert response.content_type == "text/event-stream"
-    assert response.headers["x-tuneship-version"] == "sql@2"
+    assert response.headers["x-tuneship-version"] == VERSION
     assert await response.read() == b"".join(EVENTS)
 
 
@@ -211,13 +232,35 @@ async def test_a_stream_that_breaks_off_ends_with_an_error(door, engine, torn, c
     assert events == [event.removesuffix(b"\n\n") for event in torn if event.endswith(b"\n\n")]
 
 
+async def test_a_canary_answers_its_share(engine):
+    canary = SQL._replace(content_id="3" * 64, state=State.CANARY, weight=0.25)
+    routes = Routes(BASE, (SQL._replace(weight=0.75), canary), seed=1)
+    async for door in open_door(engine[1], routes=routes):
+        answers = [await door.post(CHAT, json={"model": "sql"}) for _ in range(40)]
+        counted = Counter(answer.headers["x-tuneship-version"] for answer in answers)
+        assert set(counted) == {VERSION, canary.name}
+        assert 4 <= counted[canary.name] <= 16
+        sent = Counter(body["lora_path"] for body in engine[0].bodies)
+        assert sent == {SELECTOR: counted[VERSION], canary.selector: counted[canary.name]}
+
+
+async def test_while_the_engine_starts_nobody_is_told_what_exists(engine):
+    async for door in open_door(engine[1], ready=False):
+        for name in ("sql", "nobody"):
+            response = await door.post(CHAT, json={"model": name, "messages": []})
+            assert response.status == 503
+            assert response.headers["Retry-After"]
+        assert (await door.get("/ready")).status == 503
+        assert (await door.get("/health")).status == 200
+    assert not engine[0].bodies
+
+
 async def test_an_engine_that_is_not_there():
-    async for door in open_door(f"http://127.0.0.1:{free_port()}", alive=False):
+    async for door in open_door(f"http://127.0.0.1:{free_port()}"):
         response = await door.post(CHAT, json={"model": "sql", "messages": []})
         assert response.status == 503
         assert (await error_of(response))["code"] == "engine_unavailable"
-        assert response.headers["x-tuneship-version"] == "sql@2"
-        assert (await door.get("/health")).status == 503
+        assert response.headers["x-tuneship-version"] == VERSION
 
 
 async def test_an_engine_that_dies_before_it_answers(door, engine):
@@ -249,7 +292,7 @@ async def test_the_engines_errors_in_openais_form(door, engine, status, body, ex
     response = await door.post(CHAT, json={"model": "sql", "messages": []})
     assert response.status == expected
     assert (await error_of(response))["message"] == message
-    assert response.headers["x-tuneship-version"] == "sql@2"
+    assert response.headers["x-tuneship-version"] == VERSION
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -273,12 +316,13 @@ async def test_a_client_that_leaves_ends_the_engines_work(door, engine, stream):
 
 
 PAGE = b'# TYPE sglang:generation_tokens_total counter\nsglang:generation_tokens_total{model_name="b"} 7.0\n'
-PAGE_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def test_the_engines_metrics_are_passed_on_as_they_are(door, engine):
+async def test_the_engines_metrics_stand_behind_the_doors_as_they_are(door, engine):
+    await (await door.post(CHAT, json={"model": "sql"})).read()
+
     async def page(request: web.Request) -> web.StreamResponse:
-        response = web.Response(body=PAGE, headers={"Content-Type": PAGE_TYPE})
+        response = web.Response(body=PAGE, headers={"Content-Type": CONTENT_TYPE})
         response.enable_compression()  # as the client asks for it, as SGLang's page is
         assert request.headers["Accept"] == "text/plain"
         return response
@@ -286,33 +330,31 @@ async def test_the_engines_metrics_are_passed_on_as_they_are(door, engine):
     engine[0].script = page
     response = await door.get("/metrics", headers={"Accept": "application/openmetrics-text"})
     assert response.status == 200
-    assert response.headers["Content-Type"] == PAGE_TYPE
-    assert await response.read() == PAGE
+    assert response.headers["Content-Type"] == CONTENT_TYPE
+    ours, theirs = (await response.read()).split(PAGE)
+    assert f'tuneship_requests_total{{alias="sql",code="200",version="{VERSION}"}} 1.0'.encode() in ours
+    assert theirs == b""
     assert (await door.post("/metrics")).status == 405
 
 
-@pytest.mark.parametrize(
-    ("status", "expected", "code"),
-    [(404, 404, "no_metrics"), (500, 502, "engine_error"), (503, 503, "engine_unavailable")],
-)
-async def test_an_engine_without_metrics(door, engine, status, expected, code):
+@pytest.mark.parametrize("status", [404, 500, 503])
+async def test_an_engine_without_metrics_leaves_the_doors(door, engine, status):
     async def refuse(_: web.Request) -> web.StreamResponse:
         return web.Response(status=status, text="/secret/path")
 
     engine[0].script = refuse
     response = await door.get("/metrics")
-    assert response.status == expected
-    error = await error_of(response)
-    assert error["code"] == code
-    assert "/secret" not in error["message"]
+    assert response.status == 200
+    page = await response.text()
+    assert "tuneship_engine_up" in page
+    assert "/secret" not in page
 
 
-async def test_no_metrics_without_an_engine():
-    async for door in open_door(f"http://127.0.0.1:{free_port()}", alive=False):
-        response = await door.get("/metrics")
-        assert response.status == 503
-        assert (await error_of(response))["code"] == "engine_unavailable"
+async def test_metrics_without_an_engine():
+    async for door in open_door(f"http://127.0.0.1:{free_port()}"):
+        assert "tuneship_engine_up" in await (await door.get("/metrics")).text()
 
 
 async def test_health(door):
     assert (await door.get("/health")).status == 200
+    assert (await door.get("/ready")).status == 200

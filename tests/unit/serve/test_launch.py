@@ -10,21 +10,26 @@ from inline_snapshot import snapshot
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.recipe import Serve
 from tuneship.serve.catalog import Catalog, Entry
-from tuneship.serve.launch import configure, environment, flags
+from tuneship.serve.launch import LoadedAdapter, configure, environment, flags
 
 CPU = Hardware((), "", "a processor", 2, 8 << 30)
 H100 = Hardware((Gpu("NVIDIA H100", 80 << 30, (9, 0)),), "580", "a processor", 16, 128 << 30)
 T4 = Hardware((Gpu("Tesla T4", 16 << 30, (7, 5)),), "580", "a processor", 4, 16 << 30)
 
 BASE = Entry("org/base", "org/base@0123456789ab", None, Path("/models/base"), "", "org/base")
-SQL = Entry("sql", "sql@3fa9c1d20b77", "sql@3fa9c1d20b77", Path("/adapters/sql"), "3fa9", "org/base")
-ADAPTERS = Catalog("adapters", (BASE, SQL, SQL._replace(name="b", selector="b@1", path=Path("/adapters/b=c"))))
+LOADED = (
+    LoadedAdapter("sql@3fa9c1d20b77#1", Path("/adapters/sql")),
+    LoadedAdapter("b@1#7", Path("/adapters/b=c")),
+    LoadedAdapter("hot@2#1", Path("/adapters/hot"), pinned=True),
+)
+ADAPTERS = Catalog("adapters", (BASE,))
 COUNTERS = Path("/logs/engine.log.counters")
 MERGED = Catalog("merged", (BASE._replace(name="invoice", path=Path("/runs/x/merged-3fa9")),))
 
 
 def test_adapters_on_a_cpu():
-    config = configure(Serve(mode="adapters", dtype="float32", max_loras=2, max_rank=16), ADAPTERS, CPU, 31000)
+    serve = Serve(mode="adapters", dtype="float32", max_loras=2, max_rank=16)
+    config = configure(serve, ADAPTERS, CPU, 31000, LOADED)
     assert flags(config) == snapshot(
         [
             "--model-path",
@@ -57,10 +62,17 @@ def test_adapters_on_a_cpu():
             "up_proj",
             "down_proj",
             "--lora-paths",
-            "sql@3fa9c1d20b77=/adapters/sql",
-            "b@1=/adapters/b=c",
+            "sql@3fa9c1d20b77#1=/adapters/sql",
+            "b@1#7=/adapters/b=c",
+            '{"lora_name": "hot@2#1", "lora_path": "/adapters/hot", "pinned": true}',
         ]
     )
+
+
+def test_adapters_that_are_still_to_come():
+    words = flags(configure(Serve(mode="adapters"), ADAPTERS, CPU, 1))
+    assert "--enable-lora" in words
+    assert "--lora-paths" not in words
 
 
 def test_a_merged_model_on_a_gpu():

@@ -34,7 +34,14 @@ def test_a_port_in_use(base: Path, tmp_path: Path):
     assert "hint: choose another with --port" in said
 
 
-def test_an_address_that_is_not_ours(base: Path, tmp_path: Path):
+def test_the_world_needs_a_key(base: Path, tmp_path: Path):
+    said = refused(serve(str(base), "--host", "0.0.0.0", cwd=tmp_path), tmp_path)
+    assert "there is no API key" in said
+    assert "tuneship keys add" in said
+
+
+def test_an_address_that_is_not_ours(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TUNESHIP_API_KEY", "a-key-of-sixteen-characters")
     assert "cannot be used" in refused(serve(str(base), "--host", "192.0.2.1", cwd=tmp_path), tmp_path)
 
 

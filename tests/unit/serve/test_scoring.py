@@ -10,13 +10,16 @@ import httpx
 import pytest
 from aiohttp import web
 
-from tuneship.serve.catalog import Catalog, Entry
+from tuneship.serve.catalog import Entry
 from tuneship.serve.gateway import build_door
+from tuneship.serve.metrics import Live, Metrics
+from tuneship.serve.registry import State, Version
+from tuneship.serve.routes import Routes
 from tuneship.serve.scoring import MAX_ROWS, MAX_TOKENS
+from tuneship.serve.upstream import Upstream
 
 BASE = Entry("org/base", "org/base@1", None, Path("/b"), "", "b")
-SQL = Entry("sql", "sql@2", "sql@2", Path("/s"), "2", "b")
-CATALOG = Catalog("adapters", (BASE, SQL))
+SQL = Version("sql", "2" * 64, "b", Path("/s"), State.LIVE, 1.0, 3, pinned=False, verified="passed", changed_at="")
 URL = "/v1/logprobs"
 
 
@@ -53,20 +56,23 @@ async def engine() -> AsyncIterator[tuple[Engine, str]]:
 
 @pytest.fixture
 async def door(engine) -> AsyncIterator[httpx.AsyncClient]:
-    app = build_door(CATALOG, engine[1], alive=lambda: True)
-    transport = httpx.ASGITransport(app=app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://door") as it:
-        yield it
+    async with Upstream(engine[1]) as upstream:
+        app = build_door(Routes(BASE, (SQL,)), upstream, Metrics(Live), lambda: True)
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://door") as it:
+            yield it
 
 
-@pytest.mark.parametrize(("entry", "adapter"), [(BASE, None), (SQL, "sql@2")])
-async def test_every_token_from_start_on_has_its_figure(door, engine, entry, adapter):
-    asked = {"model": entry.name, "input_ids": [[7, 8, 9], [5], [1, 2, 3, 4]], "start": [0, 0, 2]}
+@pytest.mark.parametrize(
+    ("name", "version", "adapter"), [(BASE.name, BASE.version, None), ("sql", SQL.name, SQL.selector)]
+)
+async def test_every_token_from_start_on_has_its_figure(door, engine, name, version, adapter):
+    asked = {"model": name, "input_ids": [[7, 8, 9], [5], [1, 2, 3, 4]], "start": [0, 0, 2]}
     response = await door.post(URL, json=asked)
     assert response.status_code == 200
-    assert response.headers["x-tuneship-version"] == entry.version
+    assert response.headers["x-tuneship-version"] == version
     found = response.json()
-    assert (found["object"], found["model"]) == ("list", entry.name)
+    assert (found["object"], found["model"]) == ("list", name)
     assert [row["index"] for row in found["data"]] == [0, 1, 2]
     assert [row["token_logprobs"] for row in found["data"]] == [[0, -8, -9], [0], [-3, -4]]
     (sent,) = engine[0].bodies
@@ -106,7 +112,7 @@ async def test_what_makes_no_sense_is_refused(door, engine, wrong):
     response = await door.post(URL, json={"model": "sql", "input_ids": [[1, 2]], **wrong})
     assert response.status_code == 400
     assert response.json()["error"]["param"] in wrong or "start" in wrong
-    assert response.headers["x-tuneship-version"] == "sql@2"
+    assert response.headers["x-tuneship-version"] == SQL.name
     assert not engine[0].bodies
 
 

@@ -1,0 +1,355 @@
+"""Never the wrong one: a server whose adapters come, go and change under load, while its engine is killed.
+
+Two versions each of eight adapters, every one with an answer of its own (a marker), on one tiny base. Requests to all
+of them, the same prompts to each, 16 to 32 at a time, half of them streams; meanwhile loads, promotes, canaries,
+rollbacks and unloads, and the engine killed with SIGKILL. Every answer is held against the version that its header
+names, against the alias that was asked for, and against what the verbs had done by then.
+
+It fails if one answer came from another adapter or from the base, if one came from a version that was unloaded, if
+anything failed outside the kills, or if a failure had another form than OpenAI's error.
+
+Not shown: throughput. Two cores answer slowly, and the adapters are tiny.
+
+    .venv/bin/python bench/studies/never_wrong.py --requests 5000 --out FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import os
+import random
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import psutil
+
+from tuneship.core import hardware
+from tuneship.core.endpoint import read_endpoint
+from tuneship.core.process import descendants, stop_tree
+from tuneship.serve import running
+from tuneship.serve.refusals import RETRY_S
+
+ROOT = Path(__file__).parents[2]
+ALIASES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen")
+BASE = "tiny-llama"
+TOKENS = 10
+VICTIMS = ("sglang::scheduler", "sglang.launch_server", "sglang::detokenizer")
+_START_S = 240
+_VERB_S = 300
+
+
+class Asked(NamedTuple):
+    """One request and what came of it. Times of `time.monotonic`."""
+
+    model: str
+    began: float
+    ended: float
+    status: int
+    version: str
+    text: str
+    code: str
+    """Of the error, in OpenAI's form; `?` where there was an error in another form."""
+
+
+class Gone(NamedTuple):
+    """A version that was out of the server from `since` until `until`."""
+
+    version: str
+    since: float
+    until: float
+
+
+class Storm:
+    """One run: the server, the clients, the verbs, the kills."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path, markers: dict[str, str], chats: list[Any]) -> None:
+        self.options, self.folder, self.markers, self.chats = options, folder, markers, chats
+        self.draw = random.Random(options.seed)
+        self.asked: list[Asked] = []
+        self.gone: list[Gone] = []
+        self.kills: list[tuple[float, float]] = []
+        self.verbs: Counter[str] = Counter()
+        self.refused_verbs: list[str] = []
+        self.by_content: dict[str, str] = {}
+
+    async def run(self, url: str, admin: running.Running, pid: int) -> None:
+        """Ask until all requests are answered."""
+        self.pid = pid
+        timeout = aiohttp.ClientTimeout(total=180)
+        async with (
+            aiohttp.ClientSession(url, timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as self.http,
+            aiohttp.ClientSession(
+                admin.admin_url,
+                headers={"Authorization": f"Bearer {admin.admin_key}"},
+                timeout=aiohttp.ClientTimeout(total=_VERB_S),
+            ) as self.admin,
+        ):
+            left = iter(range(self.options.requests))
+            clients = [asyncio.create_task(self._client(left)) for _ in range(32)]
+            trouble = [asyncio.create_task(self._operate()), asyncio.create_task(self._kill())]
+            await asyncio.gather(*clients, *trouble)
+
+    async def _client(self, left: Any) -> None:
+        for number in left:
+            alias = self.draw.choice(ALIASES)
+            model = BASE if self.draw.random() < 0.06 else alias
+            asked = await self._ask(model, self.chats[number % len(self.chats)], stream=number % 2 == 0)
+            self.asked.append(asked)
+            if asked.code == "engine_unavailable":
+                await asyncio.sleep(RETRY_S)  # as `Retry-After` says
+            if number % 5 == 0:  # the number in flight moves between 16 and 32
+                await asyncio.sleep(self.draw.random() * 0.3)
+
+    async def _ask(self, model: str, chat: Any, *, stream: bool) -> Asked:
+        body = {"model": model, "messages": chat, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
+        began = time.monotonic()
+        status, version, text, code = 0, "", "", ""
+        try:
+            async with self.http.post("/v1/chat/completions", json=body) as answer:
+                status, version = answer.status, answer.headers.get("x-tuneship-version", "")
+                said = await answer.read()
+            if status != 200:
+                code = _code(said)
+            elif stream:
+                text, code = _streamed(said)
+            else:
+                text = json.loads(said)["choices"][0]["message"]["content"] or ""
+        except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
+            code = f"? {type(error).__name__}: {error}"
+        return Asked(model, began, time.monotonic(), status, version, text, code)
+
+    async def _operate(self) -> None:
+        """Change what is served, `--verbs` times, spread over the run."""
+        for number in range(self.options.verbs):
+            await self._until(number / (self.options.verbs + 1))
+            await self._change(self.draw.choice(ALIASES))
+
+    async def _change(self, alias: str) -> None:
+        """One verb to `alias`, of those that make sense now."""
+        here = [v for v in await self._verb("GET", "/admin/adapters") if v["alias"] == alias]
+        states = {v["version"]: v["state"] for v in here}
+        beside = [name for name, state in states.items() if state in {"loaded", "canary"}]
+        choices: list[tuple[str, Any]] = [("rollback", alias)]
+        choices += [(verb, name) for name in beside for verb in ("promote", "weight", "unload", "unload")]
+        present = {name.rpartition("@")[2] for name, state in states.items() if state != "unloaded"}
+        for path in (self.folder / f"{alias}-1", self.folder / f"{alias}-2"):
+            if self._content(path) not in present:
+                choices += [("load", path)] * 3
+        verb, what = self.draw.choice(choices)
+        began = time.monotonic()
+        if verb == "load":
+            weight = self.draw.choice([None, 0.3, 1.0])
+            body = {"path": str(what), "alias": alias, "weight": weight}
+            done = await self._verb("POST", "/admin/adapters", body)
+            if done:
+                self.gone = [
+                    gone._replace(until=began) if gone.version == done["version"] and gone.until > began else gone
+                    for gone in self.gone
+                ]
+        else:
+            body = {"weight": self.draw.choice([0.05, 0.5])} if verb == "weight" else {}
+            done = await self._verb("POST", f"/admin/adapters/{what}/{verb}", body)
+            if done and verb == "unload":
+                self.gone.append(Gone(what, time.monotonic(), float("inf")))
+        self.verbs[verb if done else f"{verb}, refused"] += 1
+
+    def _content(self, path: Path) -> str:
+        return next(content for content, marked in self.by_content.items() if marked == self.markers[path.name])
+
+    async def _verb(self, method: str, path: str, body: Any = None) -> Any:
+        async with self.admin.request(method, path, json=body) as answer:
+            said = await answer.json()
+            if answer.status == 200:
+                return said
+            self.refused_verbs.append(f"{path}: {said['error']['message']}")
+            return None
+
+    async def _kill(self) -> None:
+        """SIGKILL one of the engine's processes, `--kills` times, and wait until it answers again."""
+        for number in range(self.options.kills):
+            await self._until((number + 0.7) / (self.options.kills + 0.5))
+            name = VICTIMS[number % len(VICTIMS)]
+            (victim, *_) = [p for p in descendants(self.pid) if name in " ".join(p.cmdline())]
+            began = time.monotonic()
+            victim.kill()
+            await asyncio.sleep(2)  # it is noticed within one
+            while not await self._is_ready():  # noqa: ASYNC110 - the server is another process
+                await asyncio.sleep(0.25)
+            self.kills.append((began, time.monotonic()))
+
+    async def _is_ready(self) -> bool:
+        async with self.http.get("/ready") as answer:
+            return answer.status == 200
+
+    async def _until(self, share: float) -> None:
+        """Until `share` of the requests is answered."""
+        while len(self.asked) < share * self.options.requests:  # noqa: ASYNC110 - no event for each share
+            await asyncio.sleep(0.05)
+
+    def judge(self) -> dict[str, Any]:
+        """What was found, the numbers that must be 0 first."""
+        found: Counter[str] = Counter()
+        examples: dict[str, Asked] = {}
+        for asked in self.asked:
+            for fault in self._faults(asked):
+                found[fault] += 1
+                examples.setdefault(fault, asked)
+        failed = [asked for asked in self.asked if asked.code]
+        return {
+            "answered_by_another_adapter": found["another adapter"],
+            "answered_by_the_base": found["the base"],
+            "answered_after_unload": found["unloaded"],
+            "header_of_another_alias": found["header"],
+            "failed_outside_the_kills": found["failed"],
+            "failed_in_another_form": found["form"],
+            "examples": {fault: asked._asdict() for fault, asked in examples.items()},
+            "requests": len(self.asked),
+            "answered": len(self.asked) - len(failed),
+            "failed_in_the_kills": dict(Counter(asked.code for asked in failed)),
+            "kill_to_ready_s": [round(end - begin, 1) for begin, end in self.kills],
+            "verbs": dict(sorted(self.verbs.items())),
+            "refused_verbs": sorted(set(self.refused_verbs)),
+            "versions_that_answered": len({asked.version for asked in self.asked if asked.version}),
+        }
+
+    def _faults(self, asked: Asked) -> list[str]:
+        if asked.code:
+            inside = any(asked.began < end and asked.ended > begin for begin, end in self.kills)
+            return [*([] if inside else ["failed"]), *(["form"] if asked.code.startswith("?") else [])]
+        alias, _, content = asked.version.partition("@")
+        if alias != asked.model:
+            return ["header"]
+        heard = next((marker for marker in self.markers.values() if asked.text.startswith(marker)), None)
+        if asked.model == BASE:
+            return ["another adapter"] if heard else []
+        faults = []
+        if heard != self.by_content[content]:
+            faults.append("another adapter" if heard else "the base")
+        if any(gone.version == asked.version and gone.since < asked.began < gone.until for gone in self.gone):
+            faults.append("unloaded")
+        return faults
+
+
+def main() -> None:
+    """Run the storm; exit 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--requests", type=int, default=5000)
+    parser.add_argument("--verbs", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="never-wrong-") as name:
+        folder = Path(name)
+        markers, chats = prepare(folder)
+        storm = Storm(options, folder, markers, chats)
+        with served(folder) as (url, process):
+            admin = running.find(url)
+            storm.by_content = contents(folder, markers)
+            began = time.monotonic()
+            asyncio.run(storm.run(url, admin, process.pid))
+            took_s = time.monotonic() - began
+        judged = storm.judge()
+    result = {
+        "what": "requests to 8 aliases of 16 marker adapters in 9 slots during verbs and kills; must-be-zero first",
+        "command": shlex.join([".venv/bin/python", *sys.argv]),
+        "hardware": hardware.detect().cpu,
+        "cores": os.cpu_count(),
+        "versions": {name: metadata.version(name) for name in ("sglang", "torch", "tuneship")},
+        **judged,
+        "duration_s": round(took_s, 1),
+    }
+    print(json.dumps(result, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    wrong = sum(result[key] for key in list(judged)[:6])
+    raise SystemExit(1 if wrong else 0)
+
+
+def prepare(folder: Path) -> tuple[dict[str, str], list[Any]]:
+    """The base and the adapters, made by the makers of the tests: {directory: marker}, and the prompts."""
+    spec = importlib.util.spec_from_file_location("makers", ROOT / "tests" / "conftest.py")
+    assert spec
+    assert spec.loader
+    makers = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(makers)
+    base = makers.build_tiny_model(folder / BASE, seed=0)
+    markers = {f"{alias}-{number}": f"<{alias}{number}>" for alias in ALIASES for number in (1, 2)}
+    for name, marker in markers.items():
+        makers.train_marker(base, folder / name, marker)
+    (folder / "first").mkdir()
+    for alias in ALIASES:
+        (folder / "first" / alias).symlink_to(folder / f"{alias}-1")
+    return markers, makers.make_chats(50, seed=5)
+
+
+def contents(folder: Path, markers: dict[str, str]) -> dict[str, str]:
+    """{first 12 digits of a content id: marker}."""
+    from tuneship.core.model_source import ModelSource  # noqa: PLC0415
+    from tuneship.serve import preflight  # noqa: PLC0415
+
+    base = preflight.read_base(ModelSource(str(folder / BASE), "", folder / BASE))
+    return {preflight.check(folder / name, base).content_id[:12]: marker for name, marker in markers.items()}
+
+
+@contextmanager
+def served(folder: Path) -> Any:
+    """A server of the first version of each adapter."""
+    endpoint = folder / "endpoint.json"
+    argv = [sys.executable, "-m", "tuneship", "serve", str(folder / BASE), "--adapters", str(folder / "first")]
+    argv += ["--dtype", "float32", "--port", "0", "--max-loras", "8", "--max-rank", "8", "--restarts", "10"]
+    argv += ["--endpoint-file", str(endpoint), "--log", str(folder / "engine.log")]
+    with (folder / "output").open("wb") as output:
+        process = subprocess.Popen(argv, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + _START_S
+        while not endpoint.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the server did not start:\n{(folder / 'output').read_text()}")
+            time.sleep(0.2)
+        yield read_endpoint(endpoint).url, psutil.Process(process.pid)
+        if process.poll() is not None:
+            raise SystemExit(f"the server ended:\n{(folder / 'output').read_text()}")
+    finally:
+        stop_tree(process, 40)
+        print((folder / "output").read_text(), file=sys.stderr)
+
+
+def _code(said: bytes) -> str:
+    try:
+        return str(json.loads(said)["error"]["code"])
+    except (ValueError, LookupError, TypeError):
+        return f"? {said[:100]!r}"
+
+
+def _streamed(said: bytes) -> tuple[str, str]:
+    """The text of a stream, and the code of the error that it ends with, if it does."""
+    *events, rest = said.split(b"\n\n")
+    if rest or not events:
+        return "", f"? torn: {said[-100:]!r}"
+    text = ""
+    for event in events:
+        data = event.removeprefix(b"data: ")
+        if data == b"[DONE]":
+            return text, ""
+        chunk = json.loads(data)
+        if "error" in chunk:
+            return text, str(chunk["error"]["code"])
+        text += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+    return text, "? it ended without [DONE]"
+
+
+if __name__ == "__main__":
+    main()

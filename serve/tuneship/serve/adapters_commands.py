@@ -1,0 +1,192 @@
+"""`tuneship adapters`: the verbs that change what a running server answers with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_SLOWEST_S = 900
+"""Checking, loading and verifying an adapter on a small CPU."""
+
+
+def load(path: Path, *, alias: str = "", weight: str = "", pin: bool = False, url: str = "") -> None:
+    """Bring an adapter into the running server: checked, copied, loaded and verified; nothing is lost if it fails.
+
+    Parameters
+    ----------
+    path
+        Its directory, on the server's machine.
+    alias
+        What clients call it (default: its own name). The first version of an alias answers at once, a later one when
+        it gets weight or is promoted.
+    weight
+        Share of the alias's requests, such as 5% or 0.05; 100% promotes it.
+    pin
+        Keep it in the engine's slots whatever else is asked for.
+    url
+        Which server, if several run.
+
+    """
+    body = {"path": str(path.absolute()), "alias": alias, "weight": _share(weight), "pinned": pin}
+    _show([_ask("POST", "/admin/adapters", url, body)])
+
+
+def list_(*, url: str = "") -> None:
+    """Show the versions that the running server has, and what each of them answers.
+
+    Parameters
+    ----------
+    url
+        Which server, if several run.
+
+    """
+    _show([version for version in _ask("GET", "/admin/adapters", url) if version["state"] != "unloaded"])
+
+
+def promote(name: str, *, url: str = "") -> None:
+    """Let a version answer all requests to its alias; the one before stays loaded, for `rollback`.
+
+    Parameters
+    ----------
+    name
+        alias@id, or an alias that has one canary or one loaded version beside the live one.
+    url
+        Which server, if several run.
+
+    """
+    _show([_ask("POST", f"/admin/adapters/{name}/promote", url)])
+
+
+def weigh(name: str, weight: str, *, url: str = "") -> None:
+    """Let a version answer a share of the requests to its alias, as a canary.
+
+    Parameters
+    ----------
+    name
+        alias@id, or an alias that has one canary or one loaded version beside the live one.
+    weight
+        Such as 5% or 0.05; 0 takes it away, 100% promotes.
+    url
+        Which server, if several run.
+
+    """
+    _show([_ask("POST", f"/admin/adapters/{name}/weight", url, {"weight": _share(weight)})])
+
+
+def rollback(alias: str, *, url: str = "") -> None:
+    """Take the weight from an alias's canaries; where there are none, let the version before answer again.
+
+    Parameters
+    ----------
+    alias
+        Of which.
+    url
+        Which server, if several run.
+
+    """
+    _show([_ask("POST", f"/admin/adapters/{alias}/rollback", url)])
+
+
+def unload(name: str, *, timeout: float = 60.0, url: str = "") -> None:
+    """Take a version, or an alias with all its versions, out of the server; it answers nobody new from now on.
+
+    Parameters
+    ----------
+    name
+        alias@id, or an alias.
+    timeout
+        Seconds to wait for its requests in flight.
+    url
+        Which server, if several run.
+
+    """
+    _show(_ask("POST", f"/admin/adapters/{name}/unload", url, {"timeout_s": timeout}))
+
+
+def history(alias: str = "", *, limit: int = 20, url: str = "") -> None:
+    """Show who changed what, the latest first.
+
+    Parameters
+    ----------
+    alias
+        Of this one alone.
+    limit
+        How many changes.
+    url
+        Which server, if several run.
+
+    """
+    events = _ask("GET", f"/admin/history?alias={alias}&limit={limit}", url)
+    columns = ("at", "verb", "version", "actor", "detail")
+    _table(columns, [[event[column] for column in columns] for event in events])
+
+
+def _share(text: str) -> float | None:
+    """`5%` or `0.05` as a number.
+
+    Raises:
+        RecipeError: it is no share.
+
+    """
+    from tuneship.core.errors import RecipeError  # noqa: PLC0415 - `--help` starts without all of this
+
+    if not text:
+        return None
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise RecipeError(f"weight = {text!r} is no share", hint="5%, or 0.05")
+    return value
+
+
+def _ask(method: str, path: str, url: str, body: dict[str, Any] | None = None) -> Any:
+    """What the server's admin side answers.
+
+    Raises:
+        TuneshipError: what the server says went wrong, as its own kind; EndpointError if it says nothing.
+
+    """
+    import httpx  # noqa: PLC0415
+
+    from tuneship.core.errors import EndpointError, by_name  # noqa: PLC0415
+    from tuneship.serve import running  # noqa: PLC0415
+
+    server = running.find(url)
+    headers = {"Authorization": f"Bearer {server.admin_key}"}
+    try:
+        answer = httpx.request(
+            method, f"{server.admin_url}{path}", json=body, headers=headers, timeout=_SLOWEST_S, trust_env=False
+        )
+        said = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise EndpointError(
+            f"{server.admin_url} does not answer as a server of ours: {error}", hint="is it still running?"
+        ) from None
+    if answer.status_code != 200:
+        failure = said["error"]
+        raise by_name(failure["type"])(failure["message"], hint=failure["hint"])
+    return said
+
+
+def _show(versions: Sequence[dict[str, Any]]) -> None:
+    columns = ("version", "state", "weight", "verified", "in flight")
+    _table(columns, [_row(version) for version in versions])
+
+
+def _row(version: dict[str, Any]) -> tuple[str, ...]:
+    state = f"{version['state']}{', pinned' if version['pinned'] else ''}"
+    return version["version"], state, f"{version['weight']:.0%}", version["verified"], str(version["in_flight"])
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table, highlight=False, markup=False)

@@ -1,0 +1,196 @@
+"""The parts of one server, put together: who knows whom, in one place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from tuneship.core.artifact import EVIDENCE
+from tuneship.core.hardware import Hardware
+from tuneship.core.progress import say
+from tuneship.core.recipe import Serve
+from tuneship.serve import engine as engines
+from tuneship.serve.catalog import Catalog, Entry
+from tuneship.serve.deploy import Books, Deployer, Engine, Verify
+from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure
+from tuneship.serve.metrics import Live, Metrics
+from tuneship.serve.preflight import Limits
+from tuneship.serve.preflight.apart import Checker
+from tuneship.serve.registry import SERVED, Registry, State, Version
+from tuneship.serve.routes import Routes
+from tuneship.serve.slots import Pressure, Slots
+from tuneship.serve.store import AdapterStore
+from tuneship.serve.supervisor import Patience, Phase, Supervisor
+from tuneship.serve.upstream import Upstream
+from tuneship.serve.verify import Outcome, read_evidence, verify
+from tuneship.serve.verify.engine import EngineScorer
+
+
+class Parts(NamedTuple):
+    """One server. `deployer` and `registry` are there where adapters can come and go."""
+
+    routes: Routes
+    metrics: Metrics
+    upstream: Upstream
+    supervisor: Supervisor
+    live: Callable[[], Live]
+    deployer: Deployer | None = None
+    registry: Registry | None = None
+
+    def status(self) -> dict[str, Any]:
+        """What `GET /admin/status` says."""
+        supervisor, versions = self.supervisor, self.registry.versions() if self.registry else []
+        live = self.live()
+        return {
+            "engine": {
+                "state": supervisor.phase.value,
+                "pid": supervisor.engine.process.pid if supervisor.engine else 0,
+                "url": supervisor.engine.url if supervisor.engine else "",
+                "restarts": supervisor.restarts,
+                "up_s": supervisor.up_s,
+                "last_failure": supervisor.last_failure,
+            },
+            "slots": {
+                "total": live.slots_total,
+                "wanted": live.slots_wanted,
+                "misses_per_minute": live.slot_misses_per_minute,
+                "thrashing": live.thrashing,
+            },
+            "in_flight": self.upstream.waiting,
+            "versions": [describe(version, self.routes) for version in versions],
+            "metrics": self.metrics.snapshot(),
+        }
+
+
+def describe(version: Version, routes: Routes) -> dict[str, Any]:
+    """A version as JSON."""
+    return {
+        "alias": version.alias,
+        "version": version.name,
+        "state": version.state.value,
+        "weight": version.weight,
+        "pinned": version.pinned,
+        "verified": version.verified,
+        "changed_at": version.changed_at,
+        "in_flight": routes.in_flight(version.name),
+    }
+
+
+@contextmanager
+def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, state: Path | None) -> Iterator[Parts]:
+    """The parts of a server of `catalog`, nothing started yet.
+
+    `state` is where versions and their files are kept; None: nothing outlives this server.
+
+    Raises:
+        RegistryError: `state` is another server's, of another base, or of a newer tuneship.
+
+    """
+    upstream = Upstream()
+
+    def supervised(versions: Callable[[], list[Version]]) -> Supervisor:
+        config = partial(_configuration, catalog, serve, machine, versions)
+        return Supervisor(config, log, upstream, Patience(hang_s=serve.hang_timeout_s, restarts=serve.restarts))
+
+    if catalog.mode != "adapters":
+        routes, supervisor = Routes(catalog.base), supervised(list)
+        live = partial(_live, supervisor, routes, None)
+        yield Parts(routes, Metrics(live), upstream, supervisor, live)
+        return
+    assert catalog.origin
+    base_id = catalog.base.version.rpartition("@")[2]
+    with (
+        _state(state, log) as folder,
+        Registry.open(folder / "registry.sqlite", base_id, catalog.base.base_id) as registry,
+    ):
+        for event in registry.recovered:
+            say(f"{event.version}: {event.detail}")
+        store = AdapterStore(folder / "adapters")
+        store.sweep({version.path for version in registry.versions() if version.state is not State.UNLOADED})
+        slots = Slots(serve.max_loras + 1)
+        routes = Routes(
+            catalog.base, registry.versions(), watch=lambda e: slots.asked(e.version if e.selector else None)
+        )
+        supervisor = supervised(lambda: deployer.restored())  # noqa: PLW0108 - it is made below
+        live = partial(_live, supervisor, routes, slots)
+        metrics = Metrics(live)
+        books = Books(registry, store, routes, metrics, slots)
+        checker = Checker(catalog.origin, Limits(serve.max_rank))
+        judge = _verifying(serve, catalog, upstream, registry)
+        deployer = Deployer(books, Engine(supervisor, upstream), checker, judge)
+        try:
+            yield Parts(routes, metrics, upstream, supervisor, live, deployer, registry)
+        finally:
+            checker.stop()
+
+
+def _configuration(
+    catalog: Catalog, serve: Serve, machine: Hardware, versions: Callable[[], list[Version]]
+) -> EngineConfig:
+    """What the next engine is started with: another free port, and the adapters of that moment."""
+    adapters = [LoadedAdapter(version.selector, version.path, version.pinned) for version in versions()]
+    return configure(serve, catalog, machine, engines.free_port(), adapters)
+
+
+def _live(supervisor: Supervisor, routes: Routes, slots: Slots | None) -> Live:
+    pressure = slots.pressure() if slots else Pressure(0, 0)
+    return Live(
+        engine_up=supervisor.phase is Phase.READY,
+        engine_restarts=supervisor.restarts,
+        in_flight=routes.all_in_flight(),
+        slots_total=pressure.total,
+        slots_wanted=pressure.wanted,
+        slot_misses_per_minute=pressure.misses_per_minute,
+        thrashing=pressure.thrashing,
+    )
+
+
+def _count(slots: Slots, entry: Entry) -> None:
+    slots.asked(entry.version if entry.selector else None)
+
+
+def _verifying(serve: Serve, catalog: Catalog, upstream: Upstream, registry: Registry) -> Verify:
+    """How a version is held against the evidence that it came with."""
+    scorer = EngineScorer(upstream, catalog.base)
+
+    async def judge(version: Version, source: Path) -> str:
+        if not serve.verify:
+            return "not asked"
+        others = {v.name: v.selector for v in registry.versions() if v.state in SERVED and v.name != version.name}
+        verdict = await verify(scorer, version.selector, read_evidence(source / EVIDENCE), others=others)
+        verdict.require()
+        if verdict.outcome is Outcome.CANNOT_TELL:
+            say(f"warning: {version.name}: {verdict.message}")
+        return verdict.verified
+
+    return judge
+
+
+@contextmanager
+def _state(wanted: Path | None, log: Path) -> Iterator[Path]:
+    """The directory of the server's registry; beside the log, and gone at its end, where none is wanted."""
+    if wanted:
+        wanted.mkdir(parents=True, exist_ok=True)
+        yield wanted
+        return
+    folder = log.with_name(f"{log.name}.state-{os.getpid()}").absolute()
+    for old in [folder, *_left_behind(log)]:
+        shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _left_behind(log: Path) -> list[Path]:
+    """Of servers that were killed."""
+    found = ((path, path.name.rpartition("-")[2]) for path in log.absolute().parent.glob(f"{log.name}.state-*"))
+    return [path for path, pid in found if not (pid.isdecimal() and psutil.pid_exists(int(pid)))]

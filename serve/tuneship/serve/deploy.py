@@ -1,0 +1,304 @@
+"""Which versions answer, changed while the server runs: load, give weight, promote, roll back, unload.
+
+    deployer.load(path, alias="sql", weight=0.05)   # checked, copied, loaded, verified; then a canary
+    deployer.promote("sql")                         # one write: the next request is the new version's
+    deployer.rollback("sql")
+    deployer.unload("sql@3fa9c1d20b77")             # answers nobody new at once, and is gone when its last answer is
+
+The registry is written first and the door's table follows from it, so that after a crash the server comes back as it
+was. A request keeps the version that it began with. Nothing here waits for another adapter's requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from tuneship.core.errors import EngineError, PreflightError, RegistryError, TuneshipError
+from tuneship.core.progress import say
+from tuneship.serve import engine_adapters
+from tuneship.serve.catalog import Entry, checked_alias
+from tuneship.serve.metrics import Metrics
+from tuneship.serve.preflight import CheckedAdapter
+from tuneship.serve.preflight.apart import Checker
+from tuneship.serve.registry import SERVED, Registry, State, Version
+from tuneship.serve.routes import Routes
+from tuneship.serve.slots import Slots
+from tuneship.serve.store import AdapterStore
+from tuneship.serve.supervisor import Supervisor
+from tuneship.serve.upstream import Upstream
+
+DRAIN_S = 60.0
+_READY_S = 5.0
+
+Verify = Callable[[Version, Path], Awaitable[str]]
+"""(the loaded version, the directory that it came from) -> what to note; ParityError where it is another model."""
+
+
+class Engine(NamedTuple):
+    """The engine, as far as adapters come and go."""
+
+    supervisor: Supervisor
+    upstream: Upstream
+
+
+class Books(NamedTuple):
+    """Where it is written what shall be served, where its files lie, and what the door reads."""
+
+    registry: Registry
+    store: AdapterStore
+    routes: Routes
+    metrics: Metrics
+    slots: Slots
+
+
+class Deployer:
+    """Changes what a server serves; all on the server's event loop."""
+
+    def __init__(self, books: Books, engine: Engine, checker: Checker, verify: Verify) -> None:
+        self._registry, self._store, self._routes, self._metrics, self._slots = books
+        self._engine = engine
+        self._checker = checker
+        self._verify = verify
+        self._endings: dict[str, asyncio.Task[EngineError | None]] = {}
+
+    async def load(
+        self, path: Path, *, alias: str = "", weight: float | None = None, pinned: bool = False, actor: str = ""
+    ) -> Version:
+        """Bring the adapter at `path` into the engine and give it `weight` of the requests to `alias`.
+
+        Without `weight` the first version of an alias takes all of them, and a later one none until it is promoted.
+        A version that is loaded already only gets the weight.
+
+        Raises:
+            ArtifactError, PreflightError: it cannot be served here; nothing has changed.
+            ParityError: what answers is not what was trained; it is unloaded again.
+            EngineError: the engine is not there, or said nothing in time.
+            RegistryError: it is just coming or going, or the weight makes no sense.
+
+        """
+        checked = await self._checker.check(path)
+        alias = checked_alias(alias or checked.name)
+        if alias == self._routes.base.name:
+            raise PreflightError(f"the base is called {alias}", hint="--alias NAME gives the adapter another name")
+        known = self._registry.find(f"{alias}@{checked.content_id[:12]}")
+        if known is None or known.state is State.UNLOADED:
+            known = await self._bring_in(checked, alias, path, pinned=pinned, actor=actor)
+        return self._give(known, weight, actor)
+
+    def promote(self, name: str, *, actor: str = "") -> Version:
+        """Let a version (`alias@id`, or an alias's only candidate) answer all requests to its alias.
+
+        Raises:
+            RegistryError: there is no such version, it failed its verification, or an alias has several candidates.
+
+        """
+        return self._changed(self._registry.promote(self._candidate(name).name, actor))
+
+    def weigh(self, name: str, weight: float, *, actor: str = "") -> Version:
+        """Let a version answer `weight` (0..1) of its alias's requests; 1 is `promote`.
+
+        Raises:
+            RegistryError: as `promote`, or the weights of an alias's canaries come to 1.
+
+        """
+        return self._give(self._candidate(name), weight, actor)
+
+    def rollback(self, alias: str, *, actor: str = "") -> Version:
+        """End the canaries of `alias`; where there are none, let the version before this one answer again.
+
+        Raises:
+            RegistryError: there is nothing to go back to.
+
+        """
+        return self._changed(self._registry.rollback(alias, actor))
+
+    async def unload(self, name: str, *, timeout_s: float = DRAIN_S, actor: str = "") -> list[Version]:
+        """Take a version (`alias@id`), or an alias with all its versions, out of the server.
+
+        Raises:
+            RegistryError: there is no such thing, or it is the live version of an alias that has others.
+            EngineError: requests are still in flight after `timeout_s`, or the engine said nothing; it answers nobody
+                new, and is unloaded when they end.
+
+        """
+        versions = self._of(name)
+        leaving = [self._registry.drain(v.name, actor, whole_alias="@" not in name) for v in versions]
+        self._refresh()
+        endings = [self._end(version, actor) for version in leaving]
+        done, waiting = await asyncio.wait(endings, timeout=timeout_s)
+        for ending in done:
+            if failure := ending.result():
+                raise failure
+        if waiting:
+            count = sum(self._routes.in_flight(version.name) for version in leaving)
+            raise EngineError(
+                f"{name} still has {count} requests in flight after {timeout_s:g} s: it answers nobody new",
+                hint="it is unloaded when they end",
+            )
+        return [found for version in leaving if (found := self._registry.find(version.name))]
+
+    def restored(self) -> list[Version]:
+        """What a new engine starts with: all that was loaded when the last one ended, and what has just been added."""
+        for version in self._registry.versions():
+            if version.state is State.DRAINING:  # its requests died with the engine
+                self._gone(version, "the engine's end")
+        self._slots.restarted()
+        return [v for v in self._registry.versions() if v.state in {State.CHECKED, *SERVED}]
+
+    def seed(self, entries: Iterable[Entry]) -> list[tuple[Version, Path]]:
+        """Write down the adapters of the command line, before the engine starts; those that `settle` has to judge.
+
+        One that the registry knows as served stays as it is, and one that an operator unloaded stays unloaded.
+        """
+        fresh = []
+        for entry in entries:
+            known = self._registry.find(entry.version)
+            if known and known.state in SERVED:
+                continue
+            if known and self._registry.was_unloaded(entry.version):
+                say(f"{entry.version} was unloaded and stays so; `tuneship adapters load` brings it back")
+                continue
+            checked = CheckedAdapter(entry.name, entry.artifact_id, entry.path)
+            version = self._registry.add(
+                entry.name, entry.artifact_id, self._store.keep(checked), pinned=False, actor="start"
+            )
+            fresh.append((version, entry.source or entry.path))
+        return fresh
+
+    async def settle(self, fresh: Iterable[tuple[Version, Path]]) -> None:
+        """Judge what the engine was started with for the first time, and let it answer; be ready for more.
+
+        Raises:
+            ParityError: one of them is not what was trained.
+
+        """
+        for version, source in fresh:
+            verified = await self._verify(version, source)
+            self._registry.loaded(version.name, verified, "start")
+            self._registry.promote(version.name, "start")
+        self._refresh()
+        self._checker.start()  # now, when the engine's own start no longer needs the processor
+
+    async def _bring_in(
+        self, checked: CheckedAdapter, alias: str, source: Path, *, pinned: bool, actor: str
+    ) -> Version:
+        """The checked adapter, loaded and judged, with no weight yet."""
+        supervisor, upstream = self._engine
+        await supervisor.ready(_READY_S)
+        kept = await asyncio.to_thread(self._store.keep, checked)
+        try:
+            version = self._registry.add(alias, checked.content_id, kept, pinned=pinned, actor=actor)
+        except TuneshipError:
+            self._store.drop(kept)
+            raise
+        began = time.monotonic()
+        try:
+            await engine_adapters.load(upstream, version.selector, kept, pinned=pinned)
+            await engine_adapters.answer_once(upstream, version.selector)
+            load_s = time.monotonic() - began
+            verified = await self._verify(version, source)
+        except BaseException as error:
+            await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
+            raise
+        for remark in checked.remarks:
+            say(f"warning: {remark}")
+        self._metrics.adapter_loaded(load_s)
+        return self._changed(self._registry.loaded(version.name, verified, actor))
+
+    async def _undo(self, version: Version, reason: str, actor: str) -> None:
+        """A version that did not make it leaves no trace but its history."""
+        try:
+            await engine_adapters.unload(self._engine.upstream, version.selector)
+        except EngineError as error:
+            say(f"warning: {version.name} may still lie in the engine, unreachable: {error.message}")
+        self._registry.failed(version.name, reason, actor)
+        self._store.drop(version.path)
+        self._metrics.adapter_load_failed()
+
+    def _give(self, version: Version, weight: float | None, actor: str) -> Version:
+        if weight is None:
+            others = self._registry.versions(version.alias)
+            if any(other.state is State.LIVE for other in others):
+                return version
+            weight = 1.0
+        if weight >= 1:
+            return self._changed(self._registry.promote(version.name, actor))
+        return self._changed(self._registry.weigh(version.name, weight, actor))
+
+    def _end(self, version: Version, actor: str) -> asyncio.Task[EngineError | None]:
+        """Its ending, which goes on whoever waits for it; what went wrong with it."""
+
+        async def ending() -> EngineError | None:
+            try:
+                await self._routes.drained(version.name, None)
+                await engine_adapters.unload(self._engine.upstream, version.selector)
+            except EngineError as error:
+                return error  # it stays in DRAINING, and is gone with this engine
+            else:
+                self._gone(version, actor)
+                return None
+            finally:
+                del self._endings[version.name]
+
+        if version.name not in self._endings:
+            self._endings[version.name] = asyncio.create_task(ending())
+        return self._endings[version.name]
+
+    def _gone(self, version: Version, actor: str) -> None:
+        now = self._registry.find(version.name)
+        if now is None or now.state is not State.DRAINING or now.generation != version.generation:
+            return
+        self._registry.unloaded(version.name, actor)
+        self._store.drop(version.path)
+        self._metrics.adapter_unloaded()
+        self._refresh()
+
+    def _changed(self, version: Version) -> Version:
+        self._refresh()
+        return version
+
+    def _refresh(self) -> None:
+        """Let the door and its figures follow the registry."""
+        versions = self._registry.versions()
+        here = {v.name: v.pinned for v in versions if v.state is not State.UNLOADED}
+        self._routes.update(versions)
+        self._metrics.serving([self._routes.base.version, *here])
+        self._slots.serving(here)
+
+    def _candidate(self, name: str) -> Version:
+        """The version that `name` means to something that is about to get weight."""
+        if "@" in name:
+            return self._of(name)[0]
+        versions = self._of(name)
+        for states in ((State.CANARY,), (State.LOADED,)):
+            found = [version for version in versions if version.state in states]
+            if len(found) == 1:
+                return found[0]
+            if found:
+                listed = ", ".join(version.name for version in found)
+                raise RegistryError(f"{name} has {len(found)} candidates: {listed}", hint="name one of them")
+        raise RegistryError(
+            f"{name} has no version beside the live one", hint=f"tuneship adapters load PATH --alias {name}"
+        )
+
+    def _of(self, name: str) -> list[Version]:
+        """The versions in the engine that `name` means."""
+        alias = name.partition("@")[0]
+        present = [v for v in self._registry.versions(alias) if v.state is not State.UNLOADED]
+        found = [v for v in present if name in {v.name, v.alias}]
+        if not found:
+            known = ", ".join(sorted({v.name for v in present})) or "nothing"
+            raise RegistryError(f"there is no {name} here", hint=f"loaded of {alias}: {known}")
+        return found
+
+
+def refuse_adapters(mode: str) -> PreflightError:
+    """What a server of one model says to adapter verbs."""
+    return PreflightError(
+        f"this server serves one model ({mode}) and no adapters",
+        hint="tuneship serve BASE --adapters DIRECTORY, or --state DIRECTORY to begin with none",
+    )

@@ -1,0 +1,70 @@
+"""Adapters inside the running engine: load one, unload one, ask one for a token.
+
+SGLang keeps a lock while it unloads, until the last request of that adapter is over; the door therefore asks only when
+nobody is in flight (`deploy.py`), and gives up after a time. And SGLang takes an adapter that was unloaded back from
+its old path when somebody asks for it: names are never used twice, and the files are gone by then.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tuneship.core.errors import EngineError, PreflightError
+from tuneship.serve.upstream import Upstream
+
+LOAD_S = 120.0
+UNLOAD_S = 30.0
+_ANSWER_S = 120.0
+
+
+async def load(upstream: Upstream, selector: str, path: Path, *, pinned: bool) -> None:
+    """Load the adapter at `path` as `selector`.
+
+    Raises:
+        PreflightError: SGLang refused it.
+        EngineError: the engine is not there, or said nothing in time.
+
+    """
+    body = {"lora_name": selector, "lora_path": str(path), "pinned": pinned}
+    status, said = await upstream.tell("/load_lora_adapter", body, LOAD_S)
+    if status == 200:
+        return
+    if status < 500:
+        raise PreflightError(f"SGLang refused it: {_message(said)}", hint="the engine's log tells more")
+    raise EngineError(f"SGLang failed to load it: {_message(said)}", hint="the engine's log tells more")
+
+
+async def unload(upstream: Upstream, selector: str, timeout_s: float = UNLOAD_S) -> None:
+    """Unload `selector`; one that is not there is unloaded.
+
+    Raises:
+        EngineError: the engine is not there, or said nothing in time.
+
+    """
+    status, said = await upstream.tell("/unload_lora_adapter", {"lora_name": selector}, timeout_s)
+    if status >= 500:
+        raise EngineError(f"SGLang failed to unload it: {_message(said)}", hint="the engine's log tells more")
+
+
+async def answer_once(upstream: Upstream, selector: str) -> None:
+    """One token of `selector`: that it answers at all, and its weights are where they are needed.
+
+    Raises:
+        PreflightError: SGLang refuses to generate with it.
+        EngineError: the engine is not there, died of it, or said nothing in time.
+
+    """
+    body = {"text": "a", "sampling_params": {"max_new_tokens": 1, "temperature": 0}, "lora_path": selector}
+    status, said = await upstream.tell("/generate", body, _ANSWER_S)
+    if status != 200:
+        raise PreflightError(f"it does not answer: {_message(said)}", hint="the engine's log tells more")
+
+
+def _message(said: bytes) -> str:
+    try:
+        answer = json.loads(said)
+        found = answer.get("error_message") or answer.get("error") or answer.get("message")
+        return str(found["message"] if isinstance(found, dict) else found)[:300]
+    except (ValueError, AttributeError, LookupError):
+        return said.decode(errors="replace")[:300]

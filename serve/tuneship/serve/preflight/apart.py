@@ -1,0 +1,99 @@
+"""The preflight in a process of its own, for adapters that arrive while a server runs.
+
+    checker = Checker(source, limits)
+    checker.start()                      # warm: it has imported and read the base before the first adapter comes
+    checked = await checker.check(path)
+
+A hostile `adapter_config.json` can hold a pattern that a regular expression never finishes, and a huge file takes long:
+neither may stop the door. Whoever takes longer than `CHECK_S` is killed, and the next adapter gets a new process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+import signal
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tuneship.core.errors import PreflightError, TuneshipError, by_name
+from tuneship.core.model_source import ModelSource
+from tuneship.core.process import die_with_parent
+from tuneship.serve import preflight
+from tuneship.serve.preflight import CheckedAdapter, Limits
+
+CHECK_S = 120.0
+
+
+class Checker:
+    """One process that checks one adapter at a time; started from the main thread, like every child of ours."""
+
+    def __init__(self, source: ModelSource, limits: Limits) -> None:
+        self._base = (source, limits)
+        self._one_at_a_time = asyncio.Lock()
+        self._process: Any = None
+        self._pipe: Connection
+
+    def start(self) -> None:
+        """Have the process there; it needs about a second to get ready."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(theirs, *self._base, os.getpid()), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._process:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
+
+    async def check(self, path: Path, timeout_s: float = CHECK_S) -> CheckedAdapter:
+        """`preflight.check` of the adapter at `path`.
+
+        Raises:
+            ArtifactError, PreflightError: as that does, or it took longer than `timeout_s`.
+
+        """
+        async with self._one_at_a_time:
+            if self._process is None or not self._process.is_alive():
+                self.stop()
+                self.start()
+            self._pipe.send(path)
+            if not await asyncio.to_thread(self._pipe.poll, timeout_s):
+                self.stop()
+                raise PreflightError(
+                    f"adapter {path.name!r} could not be checked within {timeout_s:g} s",
+                    hint="is one of the patterns in its adapter_config.json endless?",
+                )
+            try:
+                found = self._pipe.recv()
+            except EOFError:
+                self.stop()
+                raise PreflightError(f"checking adapter {path.name!r} ended the process that did it") from None
+        if isinstance(found, CheckedAdapter):
+            return found
+        kind, message, hint = found
+        raise by_name(kind)(message, hint)
+
+
+def _work(pipe: Connection, source: ModelSource, limits: Limits, parent: int) -> None:
+    """Check what comes through `pipe` until it is closed."""
+    die_with_parent(signal.SIGKILL, parent)()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is our parent's to decide
+    base = preflight.read_base(source)
+    while True:
+        try:
+            path = pipe.recv()
+        except EOFError:
+            return
+        try:
+            pipe.send(preflight.check(path, base, limits))
+        except TuneshipError as error:
+            pipe.send((type(error).__name__, error.message, error.hint))
+        except OSError as error:
+            pipe.send(("ArtifactError", f"{path} cannot be read: {error.strerror or error}", ""))

@@ -1,0 +1,184 @@
+"""The engine's life: start it, notice that it died or hangs, start it again with what it served.
+
+    supervisor = Supervisor(configure, log, upstream, Patience())
+    await supervisor.start()
+    await supervisor.keep()     # for ever; raises when it gives up
+
+Three things end an engine: its processes die (out of memory included), it stops answering while requests wait, or we
+stop it. Nobody is answered by the base meanwhile: `upstream` is shut, and the door says 503.
+
+A hang is work that waits and nothing that comes: no byte from the engine for `hang_s` while requests are in flight.
+A long answer that is not streamed looks the same from outside, so SGLang is asked first (`/health_generate`, which it
+answers as long as its scheduler does anything at all).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from tuneship.core.errors import EngineError
+from tuneship.core.progress import say
+from tuneship.serve import engine as engines
+from tuneship.serve.engine import Engine
+from tuneship.serve.launch import EngineConfig
+from tuneship.serve.upstream import Upstream
+
+_WATCH_S = 0.25
+_LAST_WORDS_S = 0.5
+"""Its processes die one after the other: who was first, and why, shows when they have."""
+_LONGEST_DELAY_S = 30.0
+_SERVED_WELL_S = 60.0
+"""An engine that served so long did start: the next failure is the first again."""
+
+
+class Phase(StrEnum):
+    """What the engine is doing, for `/ready`, metrics and `tuneship top`."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    STOPPED = "stopped"
+
+
+class Patience(NamedTuple):
+    """How long to wait for what."""
+
+    start_s: float = 600.0
+    """The first start on a GPU compiles kernels and captures graphs: 3 minutes were measured."""
+    hang_s: float = 60.0
+    restarts: int = 5
+    """Failures in a row after which the server ends; 0: the first one ends it."""
+
+
+class Supervisor:
+    """Keeps one engine alive. Made and used on the main thread: the engine must end with it (core/process.py)."""
+
+    def __init__(
+        self, configure: Callable[[], EngineConfig], log: Path, upstream: Upstream, patience: Patience
+    ) -> None:
+        self.phase = Phase.STARTING
+        self.restarts = 0
+        self.last_failure = ""
+        self.engine: Engine | None = None
+        self._configure = configure
+        self._log = log
+        self._upstream = upstream
+        self._patience = patience
+        self._started_at = time.monotonic()
+        self._in_a_row = 0
+        self._ready = asyncio.Event()
+
+    @property
+    def up_s(self) -> float:
+        """Seconds since the engine began to answer; 0 while it does not."""
+        return time.monotonic() - self._started_at if self.phase is Phase.READY else 0.0
+
+    async def start(self) -> None:
+        """Return once it has generated a token of every model.
+
+        Raises:
+            EngineError: it did not start. What is left of it is ended.
+
+        """
+        config = self._configure()
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        if self._log.exists():  # why the last one ended is worth more than disk
+            self._log.replace(self._log.with_name(f"{self._log.name}.before"))
+        engine = self.engine = engines.start(config, self._log)
+        models = [None, *(name for name, *_ in config.adapters)]
+        try:
+            await asyncio.to_thread(engine.wait_ready, models, self._patience.start_s)
+        except EngineError:
+            await asyncio.to_thread(engine.stop, 0.0)
+            raise
+        if self.phase is Phase.STOPPED:  # while we waited
+            raise EngineError("SGLang was stopped while it started")
+        self._started_at = time.monotonic()
+        self.phase = Phase.READY
+        self._upstream.open(engine.url)
+        self._ready.set()
+
+    async def keep(self) -> None:
+        """Watch it and start it again, for ever.
+
+        Raises:
+            EngineError: why it failed last, after too many failures in a row.
+
+        """
+        while True:
+            await self._restart(await self._failed())
+
+    async def ready(self, timeout_s: float) -> None:
+        """Wait until it answers.
+
+        Raises:
+            EngineError: it does not within `timeout_s`.
+
+        """
+        try:
+            await asyncio.wait_for(self._ready.wait(), timeout_s)
+        except TimeoutError:
+            raise EngineError(f"the engine is {self.phase}", hint="try again when /ready says so") from None
+
+    def shut(self) -> None:
+        """Take no new requests to it."""
+        self.phase = Phase.STOPPED
+        self._ready.clear()
+        self._upstream.shut()
+
+    def stop(self, grace_s: float = 0.0) -> None:
+        """End it for good; blocks up to `grace_s`."""
+        self.shut()
+        if self.engine:
+            self.engine.stop(grace_s)
+
+    async def _failed(self) -> EngineError:
+        """Wait until it dies or hangs; say why."""
+        assert self.engine
+        proved_at = 0.0
+        while True:
+            if self.engine.death:
+                await asyncio.sleep(_LAST_WORDS_S)
+                return self.engine.failure("died while serving")
+            quiet_s = time.monotonic() - max(self._upstream.heard_at, proved_at)
+            if self._upstream.waiting and quiet_s > self._patience.hang_s:
+                if await self._upstream.is_working(self._patience.hang_s):
+                    proved_at = time.monotonic()
+                elif not self.engine.death:
+                    return EngineError(
+                        f"SGLang hangs: {self._upstream.waiting} requests wait, and nothing came for "
+                        f"{quiet_s + self._patience.hang_s:.0f} s",
+                        hint=f"the whole log: {self._log}.before",
+                    )
+            await asyncio.sleep(_WATCH_S)
+
+    async def _restart(self, failure: EngineError) -> None:
+        if time.monotonic() - self._started_at > _SERVED_WELL_S:
+            self._in_a_row = 0
+        self._ready.clear()
+        self._upstream.shut()
+        self.phase = Phase.RESTARTING
+        while True:
+            self._in_a_row += 1
+            self.last_failure = failure.message
+            assert self.engine
+            await asyncio.to_thread(self.engine.stop, 0.0)
+            if self._in_a_row > self._patience.restarts:
+                raise failure
+            self.restarts += 1
+            delay_s = min(2.0 ** (self._in_a_row - 2), _LONGEST_DELAY_S) if self._in_a_row > 1 else 0.0
+            say(f"{failure.message}; starting it again{f' in {delay_s:g} s' if delay_s else ''}")
+            await asyncio.sleep(delay_s)
+            began = time.monotonic()
+            try:
+                await self.start()
+            except EngineError as error:
+                failure = error
+            else:
+                say(f"SGLang answers again after {time.monotonic() - began:.0f} s")
+                return

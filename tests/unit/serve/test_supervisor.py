@@ -1,0 +1,195 @@
+"""An engine that dies, hangs, or does not come back: noticed, started again with patience, given up in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tuneship.core.errors import EngineError
+from tuneship.core.process import spawn
+from tuneship.serve import engine as engines
+from tuneship.serve import supervisor as supervisors
+from tuneship.serve.calls import Call
+from tuneship.serve.catalog import Entry
+from tuneship.serve.engine import Engine, free_port
+from tuneship.serve.launch import EngineConfig
+from tuneship.serve.refusals import Refusal
+from tuneship.serve.supervisor import Patience, Phase, Supervisor
+from tuneship.serve.upstream import Upstream
+
+# Answers as SGLang does; `/die` and `/hang` are what happens to it. It notes each start in a file.
+PROGRAM = """
+import http.server, os, pathlib, sys, threading, time
+port, starts, good = int(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3])
+with starts.open("a") as file:
+    file.write(f"{os.getpid()} {time.monotonic()}\\n")
+if len(starts.read_text().splitlines()) > good >= 0:
+    print("torch.OutOfMemoryError: CUDA out of memory", flush=True)
+    sys.exit(1)
+hung = threading.Event()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/die":
+            os._exit(9)
+        if self.path == "/hang":
+            hung.set()
+        if self.path == "/slow":
+            time.sleep(2)
+        elif hung.is_set():
+            time.sleep(60)
+        self.answer()
+    def do_GET(self):
+        if hung.is_set():
+            time.sleep(60)
+        self.answer()
+    def answer(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(b"{}")
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+CALL = Call(Entry("a", "a@1", None, Path("/a"), "", ""), b"{}")
+
+
+@pytest.fixture
+def starts(tmp_path: Path) -> Path:
+    return tmp_path / "starts"
+
+
+@pytest.fixture
+def good_starts() -> int:
+    """How many of them go well; -1 is all."""
+    return -1
+
+
+@pytest.fixture(autouse=True)
+def _scripted(monkeypatch: pytest.MonkeyPatch, starts: Path, good_starts: int):
+    """Engines run the program above."""
+
+    def start(config: EngineConfig, log: Path) -> Engine:
+        with log.open("wb") as output:
+            process = spawn(
+                [sys.executable, "-c", PROGRAM, str(config.port), str(starts), str(good_starts)], stdout=output
+            )
+        return Engine(process, config, log)
+
+    monkeypatch.setattr(engines, "start", start)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[Upstream]:
+    async with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+async def supervisor(upstream: Upstream, tmp_path: Path) -> AsyncIterator[Supervisor]:
+    made = Supervisor(
+        lambda: EngineConfig(Path("/m"), "m", free_port(), "float32", cpu=True),
+        tmp_path / "log",
+        upstream,
+        Patience(start_s=20, hang_s=0.5, restarts=2),
+    )
+    yield made
+    made.stop()
+
+
+async def kept(supervisor: Supervisor, upstream: Upstream, path: str) -> None:
+    """Ask `path` of a running engine, and wait until what comes of it is over."""
+    await supervisor.start()
+    keeping = asyncio.create_task(supervisor.keep())
+    with pytest.raises(Refusal) as refused:
+        await upstream.ask(path, CALL)
+    assert refused.value.status == 503
+    while supervisor.phase is Phase.READY and not keeping.done():  # noqa: ASYNC110 - a moment, and no event
+        await asyncio.sleep(0.05)
+    with pytest.raises(Refusal) as shut:  # meanwhile nobody is sent to it
+        await upstream.ask("/generate", CALL)
+    assert shut.value.headers["Retry-After"]
+    await asyncio.wait_for(supervisor.ready(20), 20)
+    keeping.cancel()
+
+
+@pytest.mark.parametrize(("path", "what"), [("/die", "exit code 9"), ("/hang", "SGLang hangs: 1 requests wait")])
+async def test_it_is_started_again(supervisor, upstream, starts, capsys, path, what):
+    await kept(supervisor, upstream, path)
+    assert supervisor.restarts == 1
+    assert what in supervisor.last_failure
+    assert "starting it again" in capsys.readouterr().err
+    assert (await upstream.ask("/generate", CALL)).status_code == 200
+    first, second = starts.read_text().splitlines()
+    assert first.split()[0] != second.split()[0]
+    assert (supervisor.engine.log.with_name("log.before")).exists()
+
+
+async def test_who_is_slow_does_not_hang(supervisor, upstream):
+    """Nothing comes for four times as long as is allowed, but the engine says that it works."""
+    await supervisor.start()
+    keeping = asyncio.create_task(supervisor.keep())
+    assert (await upstream.ask("/slow", CALL)).status_code == 200
+    assert supervisor.restarts == 0
+    keeping.cancel()
+
+
+async def test_an_idle_engine_is_left_alone(supervisor, upstream):
+    await supervisor.start()
+    keeping = asyncio.create_task(supervisor.keep())
+    await asyncio.sleep(1.5)
+    assert (supervisor.restarts, upstream.waiting) == (0, 0)
+    keeping.cancel()
+
+
+@pytest.mark.parametrize("good_starts", [1])
+async def test_it_is_given_up_with_the_last_reason(supervisor, upstream, starts, monkeypatch):
+    waits: list[float] = []
+    sleep = asyncio.sleep
+
+    async def quick(delay_s: float) -> None:
+        waits.append(delay_s)
+        await sleep(min(delay_s, 0.05))
+
+    await supervisor.start()
+    monkeypatch.setattr(supervisors.asyncio, "sleep", quick)
+    with pytest.raises(EngineError, match="did not start: OutOfMemoryError: CUDA out of memory"):
+        await asyncio.gather(supervisor.keep(), asyncio.wait_for(_die(upstream), 20))
+    assert len(starts.read_text().splitlines()) == 3
+    assert [wait for wait in waits if wait >= 1] == [1.0]
+
+
+@pytest.mark.parametrize("good_starts", [0])
+async def test_a_first_start_that_fails_is_not_tried_again(supervisor, starts):
+    with pytest.raises(EngineError, match="CUDA out of memory"):
+        await supervisor.start()
+    assert len(starts.read_text().splitlines()) == 1
+
+
+async def test_a_stop_while_it_starts(supervisor):
+    starting = asyncio.create_task(supervisor.start())
+    await asyncio.sleep(0.05)
+    await asyncio.to_thread(supervisor.stop)
+    with pytest.raises(EngineError):
+        await asyncio.wait_for(starting, 10)
+    assert supervisor.engine.process.poll() is not None
+
+
+async def test_what_comes_back_counts_as_progress(supervisor, upstream):
+    await supervisor.start()
+    before = time.monotonic()
+    await upstream.ask("/generate", CALL)
+    assert upstream.heard_at >= before
+    assert upstream.waiting == 0
+
+
+async def _die(upstream: Upstream) -> None:
+    with pytest.raises((Refusal, aiohttp.ClientError)):
+        await upstream.ask("/die", CALL)
