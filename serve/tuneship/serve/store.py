@@ -35,6 +35,8 @@ class AdapterStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
+        self._numbers = count(1)
+        """Of the loads of this server: no path is used twice while an engine may remember it."""
 
     def keep(self, checked: CheckedAdapter) -> Path:
         """Copy the adapter that was checked, and prove that the copy is it; its directory.
@@ -74,17 +76,11 @@ class AdapterStore:
         return strangers
 
     def _put(self, work: Path, stem: str) -> Path:
-        """Rename `work` to the first free name of that stem; another thread may be as far with the same adapter."""
-        for number in count(1):
+        """Rename `work` to the next free name of that stem."""
+        for number in self._numbers:
             final = self._folder / f"{stem}-{number}"
-            if final.exists():
-                continue
-            try:
+            if not final.exists():  # it may be the last server's
                 os.rename(work, final)  # noqa: PTH104 - the one rename that makes it real
-            except OSError:
-                if not final.exists():
-                    raise
-            else:
                 sync_directory(self._folder)
                 return final
         raise AssertionError
@@ -92,11 +88,11 @@ class AdapterStore:
     def _remove(self, path: Path) -> None:
         """First its name, so that half of it never stands there under it."""
         going = path
-        if path.is_dir() and not path.name.startswith(_HALF):
+        if path.exists() and not path.name.startswith(_HALF):
             going = path.with_name(f"{_HALF}gone-{path.name}")
-            shutil.rmtree(going, ignore_errors=True)
+            shutil.rmtree(going, ignore_errors=True)  # of a crash
             os.rename(path, going)  # noqa: PTH104
-        if going.is_dir():
+        if going.is_dir() and not going.is_symlink():
             shutil.rmtree(going, ignore_errors=True)
         else:
             going.unlink(missing_ok=True)
