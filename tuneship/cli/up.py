@@ -13,7 +13,8 @@ from tuneship.cli import closing, summary
 from tuneship.cli import overrides as dotted
 from tuneship.cli.console import out
 from tuneship.cli.pipeline import Pipeline, Target, identify
-from tuneship.core import recipe_file
+from tuneship.cli.settling import settle
+from tuneship.core import hardware, model_source, recipe_file
 from tuneship.core.artifact import Artifact, open_artifact
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import write_atomic
@@ -116,7 +117,7 @@ def merge(run: Path, *, force: bool = False) -> None:
 
 
 def plan(recipe: Path, *overrides: Overrides) -> None:
-    """Read the recipe and all of its rows, and say what training would do on this machine.
+    """Read the recipe and all of its rows, and say what training and serving would do on this machine.
 
     Parameters
     ----------
@@ -131,6 +132,8 @@ def plan(recipe: Path, *overrides: Overrides) -> None:
 
 def _go(work: Pipeline, until: Until, *, keep_serving: bool) -> None:
     source = work.fetch()
+    if until != "train" and (until != "merge" or work.recipe.serve.mode == "auto"):
+        work = settle(work, source)
     base = identify(source)
     adapter = work.train(source, base)
     if until == "train":
@@ -184,6 +187,11 @@ def _close(work: Pipeline, target: Target, adapter: Artifact) -> None:
 
 
 def _print_plan(recipe: Recipe) -> None:
+    from tuneship.serve import choice  # noqa: PLC0415 - not for `--help`
     from tuneship.train.commands import make_plan  # noqa: PLC0415 - loads transformers
 
     summary.show_plan(make_plan(recipe)._asdict())
+    source = model_source.resolve(recipe.model.id, recipe.model.revision)
+    decision = choice.decide(recipe, source, hardware.detect())
+    summary.show_serving(decision)
+    choice.require(decision, recipe, source, hardware.detect())

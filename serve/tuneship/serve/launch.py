@@ -26,7 +26,7 @@ LOOPBACK = "127.0.0.1"
 BF16_CAPABILITY = (8, 0)
 
 # On a CPU SGLang would take most of the RAM for its KV cache, and 16 streams are past the machine's knee.
-_CPU_TOKENS = 20_000
+CPU_TOKENS = 20_000
 _CPU_REQUESTS = 16
 
 _QUANTIZATION_FLAGS: Mapping[quantized.Method, tuple[str, ...]] = {
@@ -143,7 +143,7 @@ def _dtype(wanted: str, hardware: Hardware) -> str:
 
 
 def _cpu_flags() -> tuple[str, ...]:
-    return ("--max-total-tokens", str(_CPU_TOKENS), "--max-running-requests", str(_CPU_REQUESTS))
+    return ("--max-total-tokens", str(CPU_TOKENS), "--max-running-requests", str(_CPU_REQUESTS))
 
 
 def _lora_flags(limits: LoraLimits, adapters: tuple[LoadedAdapter, ...]) -> tuple[str, ...]:

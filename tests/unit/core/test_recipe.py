@@ -19,14 +19,11 @@ NOT_YET: dict[str, Any] = {
     "data.format": ["sharegpt", "alpaca", "text"],
     "data.columns": [{"prompt": "instruction"}],
     "data.template": ["{{ messages }}"],
-    "lora.rslora": [True],
     "train.method": ["full"],
     "train.backend": ["unsloth"],
     "train.strategy": ["ddp", "fsdp2"],
     "train.packing": [True],
     "merge.base": ["dequantized"],
-    "serve.mode": ["auto"],
-    "serve.quantization": ["w4a16"],
 }
 
 
@@ -129,6 +126,7 @@ def test_the_list_above_names_every_value_that_the_code_refuses():
         (tree("train.micro_batch", 5), ("micro_batch", "effective_batch")),
         (tree("serve.mode", "adapters") | {"lora": {"rank": 128}}, ("lora.rank", "serve.max_rank")),
         (tree("serve.quantization", "nf4"), ("serve.quantization", "serve.mode")),
+        (tree("serve.mode", "auto") | {"serve": {"mode": "auto", "quantization": "nf4"}}, ("quantization", "mode")),
         (
             tree("serve.mode", "adapters") | {"lora": {"target_modules": ["q_proj", "lm_head"]}},
             ("lm_head", "serve.mode"),
@@ -171,6 +169,12 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str):
     error = refused(tmp_path, content)
     assert f"{key!r} is missing" in error.message
     assert "model.id and data.train" in error.hint
+
+
+def test_w4a16_says_what_can_be_served(tmp_path: Path):
+    message = refused(tmp_path, tree("serve.quantization", "w4a16")).message
+    assert "compressed-tensors" in message
+    assert "quantization = 'none'" in message
 
 
 def test_a_recipe_is_frozen():

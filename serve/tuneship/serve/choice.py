@@ -1,0 +1,169 @@
+"""Merged, or as an adapter on its base? What a recipe's run will serve, decided before hours of training.
+
+    decision = decide(recipe, source, hardware.detect())     # raises what a launch would
+    decision.mode, decision.quantization, decision.reason
+    require(decision, recipe, source, hardware.detect())     # raises with what would fit
+
+The rule of `serve.mode = "auto"`: merged where the 16-bit weights and a usable KV cache fit this machine; else the
+adapter on the NF4 base that it was trained on, if that fits; else an error that says what would. A KV cache is usable
+when it holds `USABLE_STREAMS` streams of the longest row that training takes (data.max_length), and one of
+serve.context_length where the recipe gives one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from tuneship.core import base_store
+from tuneship.core.errors import PlanError
+from tuneship.core.hardware import Hardware
+from tuneship.core.model_source import ModelSource
+from tuneship.core.recipe import Recipe, Serve
+from tuneship.core.servable import PROJECTIONS, unserved_modules
+from tuneship.serve import footprint, plan, quantized
+from tuneship.serve.plan import Mode, ServingPlan
+
+USABLE_STREAMS = 8
+
+
+class Decision(NamedTuple):
+    """What a recipe's run will serve, and why."""
+
+    mode: Mode
+    quantization: Literal["none", "nf4", "fp8", "w4a16"]
+    reason: str
+    plan: ServingPlan
+
+
+def decide(recipe: Recipe, source: ModelSource, machine: Hardware) -> Decision:
+    """How `recipe`, whose base lies at `source`, is served on `machine`.
+
+    A mode that the recipe names is taken, whether it fits or not: `require` is for those who want to know.
+
+    Raises:
+        PreflightError: SGLang cannot serve it so, however much memory there is.
+        PlanError: `auto` fits in neither way, or the memory of this architecture or machine cannot be planned.
+
+    """
+    serve = recipe.serve
+    if serve.mode != "auto":
+        refuse_what_cannot_start(recipe, source, machine)
+        return Decision(serve.mode, serve.quantization, "the recipe says so", _plan(recipe, source, machine, serve))
+    merged_serve = serve.model_copy(update={"mode": "merged"})
+    merged = _plan(recipe, source, machine, merged_serve)
+    if merged.fits:
+        left = f"{_gib(merged.weights_bytes)} of weights leave {merged.kv_tokens:,} tokens of KV cache"
+        return Decision("merged", "none", f"it fits this machine: {left}, {merged.needed_tokens:,} are wanted", merged)
+    adapters_serve = serve.model_copy(update={"mode": "adapters", "quantization": "nf4"})
+    why_not = [*_not_as_adapter(recipe), *_not_on_nf4(recipe)]
+    adapters = _plan(recipe, source, machine, adapters_serve)
+    if why_not or not adapters.fits:
+        raise _neither(recipe, source, machine, merged, adapters_serve, why_not)
+    refuse_what_cannot_start(recipe.model_copy(update={"serve": adapters_serve}), source, machine)
+    short = f"merged, {_gib(merged.weights_bytes)} of weights leave {merged.kv_tokens:,} tokens of KV cache"
+    reason = f"{short} where {merged.needed_tokens:,} are wanted; on the NF4 base there are {adapters.kv_tokens:,}"
+    return Decision("adapters", "nf4", reason, adapters)
+
+
+def refuse_what_cannot_start(recipe: Recipe, source: ModelSource, machine: Hardware) -> None:
+    """Raise the PreflightError that launching the recipe's server would end with."""
+    serve = recipe.serve
+    if serve.mode == "merged":  # of the original's 16 bits, whatever it was trained on
+        stored = "none"
+    elif serve.quantization == "nf4":  # it will be, if it is not yet
+        stored = "nf4"
+    else:
+        quantized.with_quantization(str(source.path), serve)
+        stored = quantized.weights(source.path).method
+    quantized.method(serve, stored, machine)
+
+
+def require(decision: Decision, recipe: Recipe, source: ModelSource, machine: Hardware) -> None:
+    """Raise PlanError, with what would fit, unless the decided server has a usable KV cache."""
+    if not decision.plan.fits:
+        serve = recipe.serve.model_copy(update={"mode": decision.mode, "quantization": decision.quantization})
+        raise PlanError(_short(decision.plan), hint=_hint(recipe, source, machine, serve))
+
+
+def _plan(recipe: Recipe, source: ModelSource, machine: Hardware, serve: Serve) -> ServingPlan:
+    """The server of `recipe` with `serve` in the place of its own settings."""
+    merged = serve.mode == "merged"
+    facts = footprint.read((base_store.original(source) if merged else source).path)
+    longest = recipe.data.max_length
+    stream = min(longest, serve.context_length or facts.context_length or longest)
+    return plan.make(
+        facts,
+        serve,
+        machine,
+        mode="merged" if merged else "adapters",
+        quantization="none" if serve.quantization == "w4a16" else serve.quantization,
+        needed_tokens=max(USABLE_STREAMS * stream, serve.context_length),
+        double=recipe.quantization.double,
+    )
+
+
+def _not_as_adapter(recipe: Recipe) -> list[str]:
+    """Why the recipe's adapter cannot be served beside its base."""
+    lora, found = recipe.lora, []
+    if lora.rank > recipe.serve.max_rank:
+        found.append(f"lora.rank = {lora.rank} is over serve.max_rank = {recipe.serve.max_rank}")
+    modules = PROJECTIONS if isinstance(lora.target_modules, str) else lora.target_modules
+    return found + [f"the adapter {reason.fact}" for reason in unserved_modules(m.rpartition(".")[2] for m in modules)]
+
+
+def _not_on_nf4(recipe: Recipe) -> list[str]:
+    if recipe.quantization.method == "nf4":
+        return []
+    return ["the adapter is trained on 16-bit weights, and on the NF4 base its answers would be others"]
+
+
+def _neither(
+    recipe: Recipe, source: ModelSource, machine: Hardware, merged: ServingPlan, adapters: Serve, why_not: list[str]
+) -> PlanError:
+    if why_not:
+        reasons = f"{_short(merged)}; and as an adapter it cannot be served: {'; '.join(why_not)}"
+        return PlanError(reasons, hint=_hint(recipe, source, machine, adapters.model_copy(update={"mode": "merged"})))
+    on_nf4 = _plan(recipe, source, machine, adapters)
+    return PlanError(f"{_short(merged)}; {_short(on_nf4)}", hint=_hint(recipe, source, machine, adapters))
+
+
+def _short(planned: ServingPlan) -> str:
+    name = "merged" if planned.mode == "merged" else f"with adapters ({planned.quantization})"
+    terms = f"{_gib(planned.weights_bytes)} of weights"
+    if planned.slots:
+        terms += f" and {_gib(planned.slots_bytes)} of {planned.slots} adapter slots"
+    return (
+        f"{name}, {terms} leave {planned.kv_tokens:,} tokens of KV cache on {planned.device} "
+        f"({_gib(planned.device_bytes)}), and {planned.needed_tokens:,} are wanted"
+    )
+
+
+def _hint(recipe: Recipe, source: ModelSource, machine: Hardware, serve: Serve) -> str:
+    """The smallest change that would fit, of each kind that there is."""
+    found = [words for words, other in _changes(recipe, serve) if _plan(recipe, source, machine, other).fits]
+    if found:
+        return f"this would fit: {' or '.join(dict.fromkeys(found))}"
+    return "choose a smaller base, a larger card, or a smaller data.max_length"
+
+
+def _changes(recipe: Recipe, serve: Serve) -> Iterator[tuple[str, Serve]]:
+    """(what to say, the settings), the mildest first; of each kind only the mildest that fits is of interest."""
+
+    def changed(**values: object) -> Serve:
+        return serve.model_copy(update=values)
+
+    if serve.context_length:
+        yield "--serve.context_length 0", changed(context_length=0)
+    if serve.mode == "adapters":
+        rank = recipe.lora.rank
+        yield f"--serve.max_rank {rank}", changed(max_rank=rank)
+        yield from ((f"--serve.max_loras {n}", changed(max_loras=n)) for n in (serve.max_loras // 2, 1) if n)
+        yield f"--serve.max_loras 1 --serve.max_rank {rank}", changed(max_loras=1, max_rank=rank)
+    if serve.quantization == "none" and not _not_as_adapter(recipe) and not _not_on_nf4(recipe):
+        mode = "" if serve.mode == "adapters" else "--serve.mode adapters "
+        yield f"{mode}--serve.quantization nf4", changed(mode="adapters", quantization="nf4")
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,61 @@
+"""How a run will be served, settled before it trains: as its recipe says, or, for `serve.mode = "auto"`, as it fits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tuneship.cli.pipeline import Pipeline
+from tuneship.core import hardware, recipe_file
+from tuneship.core.errors import PlanError
+from tuneship.core.files import write_atomic
+from tuneship.core.model_source import ModelSource
+from tuneship.core.progress import say
+
+if TYPE_CHECKING:
+    from tuneship.serve.choice import Decision
+
+_SCHEMA = 1
+
+
+def settle(work: Pipeline, source: ModelSource) -> Pipeline:
+    """Decide, say and record how the run will be served; the pipeline goes on with the mode that was decided.
+
+    `plan.json` and the resolved recipe then lie in the run directory. A mode that the recipe names is kept where its
+    memory cannot be planned, or looks too small: that is an estimate, and SGLang decides.
+
+    Raises:
+        PreflightError: SGLang would refuse to start.
+        PlanError: `auto` has nothing that fits.
+
+    """
+    from tuneship.serve import choice  # noqa: PLC0415 - not for `--help`
+
+    recipe = work.recipe
+    auto = recipe.serve.mode == "auto"
+    try:
+        decision = choice.decide(recipe, source, hardware.detect())
+    except PlanError as error:
+        if auto:
+            raise
+        say(f"the server's memory is not planned: {error.message}")
+        return work
+    if auto:
+        say(f"serve.mode = auto: {describe(decision)}: {decision.reason}")
+    elif not decision.plan.fits:
+        say(f"warning: the server may not fit this machine: tuneship plan {work.run.recipe}")
+    chosen = {"mode": decision.mode, "quantization": decision.quantization}
+    decided = recipe.model_copy(update={"serve": recipe.serve.model_copy(update=chosen)})
+    recipe_file.save(decided, work.run.recipe)
+    record = {"asked": recipe.serve.mode, **chosen, "reason": decision.reason, "memory": decision.plan._asdict()}
+    write_atomic(work.run.path / "plan.json", json.dumps({"schema": _SCHEMA, "serve": record}, indent=1) + "\n")
+    return replace(work, recipe=decided)
+
+
+def describe(decision: Decision) -> str:
+    """What is served, in a few words."""
+    if decision.mode == "merged":
+        return "merged"
+    packed = decision.plan.quantization
+    return f"as an adapter on the {'16-bit' if packed == 'none' else packed.upper()} base"
