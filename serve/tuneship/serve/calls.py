@@ -13,12 +13,11 @@ from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
+from tuneship.serve import bodies, bounds
 from tuneship.serve.catalog import Entry
 from tuneship.serve.keys import permit
 from tuneship.serve.refusals import Refusal, unknown_model
 from tuneship.serve.routes import LEASE, Lease, Routes
-
-MAX_BODY_BYTES = 10 * 1024 * 1024
 
 ENGINE_ONLY = frozenset(
     {
@@ -57,11 +56,18 @@ async def read_asked(request: Request, routes: Routes) -> tuple[Entry, dict[str,
     """The model that the request names, which is its own until the answer is over, and the whole body.
 
     Raises:
-        Refusal: 413 too large, 400 not a JSON object, 403 not for this key, 404 no such model.
+        Refusal: 413 too large, 408 too slow, 400 not a JSON object or one that would harm others, 403 not for this key,
+            404 no such model.
 
     """
-    asked = _parse(await _read(request))
-    return lease(request, routes, asked.get("model")).entry, asked
+    asked = await bodies.read(request)
+    entry = lease(request, routes, asked.get("model")).entry
+    try:
+        bounds.check(asked, bounds.vocabulary(routes.base.path))
+    except Refusal as refusal:
+        refusal.version = entry.version
+        raise
+    return entry, asked
 
 
 def lease(request: Request, routes: Routes, name: object) -> Lease:
@@ -92,29 +98,3 @@ def address(asked: dict[str, Any], entry: Entry) -> bytes:
     # Public names hold no colon, so `model` selects nothing in SGLang and is only repeated in its answer.
     sent = {**asked, "lora_path": entry.selector} if entry.selector else asked
     return json.dumps(sent).encode()
-
-
-async def _read(request: Request) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            limit = f"The body is larger than {MAX_BODY_BYTES // 1024**2} MB."
-            raise Refusal(413, "request_too_large", limit)
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _parse(body: bytes) -> dict[str, Any]:
-    try:
-        asked = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise Refusal(400, "invalid_json", "The body is not valid JSON.") from None
-    if not isinstance(asked, dict):
-        raise Refusal(400, "invalid_json", "The body is not a JSON object.")
-    return asked
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")

@@ -13,7 +13,8 @@ import pytest
 import uvicorn
 from aiohttp import web
 
-from tuneship.serve.calls import MAX_BODY_BYTES
+from tuneship.serve import bodies
+from tuneship.serve.bodies import MAX_BODY_BYTES
 from tuneship.serve.catalog import Entry
 from tuneship.serve.engine import free_port
 from tuneship.serve.gateway import build_door
@@ -184,6 +185,28 @@ async def test_a_body_that_is_too_large(door, engine):
     response = await door.post(CHAT, data=chunks())
     assert response.status == 413
     assert (await error_of(response))["code"] == "request_too_large"
+    assert not engine[0].bodies
+
+
+async def test_a_body_that_drips(door, engine, monkeypatch):
+    monkeypatch.setattr(bodies, "BODY_WITHIN_S", 0.3)
+
+    async def drops() -> AsyncIterator[bytes]:
+        for _ in range(50):
+            yield b" "
+            await asyncio.sleep(0.1)
+
+    response = await door.post(CHAT, data=drops())
+    assert response.status == 408
+    assert (await error_of(response))["code"] == "request_timeout"
+    assert not engine[0].bodies
+
+
+async def test_what_would_end_the_engine_does_not_reach_it(door, engine):
+    response = await door.post("/v1/completions", json={"model": "sql", "prompt": [-1]})
+    assert response.status == 400
+    assert (await error_of(response))["param"] == "prompt"
+    assert response.headers["x-tuneship-version"] == VERSION
     assert not engine[0].bodies
 
 
