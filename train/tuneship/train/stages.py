@@ -44,17 +44,17 @@ def train(job: Job) -> Path:
     trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt)
     train_s = time.perf_counter() - began
     with artifacts.draft(job.run.artifacts) as work:
-        trained.save_pretrained(work)
+        config = model.save_adapter(trained, work)
         (work / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         prepared.tokenizer.save_pretrained(work)
-        _say_what_cannot_be_served(trained.peft_config["default"])
+        _say_what_cannot_be_served(config)
         if heldout:
             chosen = parity.choose_rows(heldout.rows)
             reference = parity.measure_reference(
                 trained, chosen, prepared.pad_id, str(base.dtype).removeprefix("torch.")
             )
             write_reference(work / artifacts.EVIDENCE, reference)
-        manifest = _manifest(job, recipe, prepared, rows, trained, train_s)
+        manifest = _manifest(job, recipe, prepared, rows, trained, config, train_s)
         return artifacts.seal(work, manifest).path
 
 
@@ -110,10 +110,10 @@ def _prove(job: Job, recipe: Recipe, prepared: Prepared, adapter: Artifact, work
     return {"nll_reference": verdict.nll_reference, "nll": verdict.nll, "kl_mean": verdict.kl_mean}
 
 
-def _say_what_cannot_be_served(config: Any) -> None:
+def _say_what_cannot_be_served(config: dict[str, Any]) -> None:
     """An adapter that only merging can serve is a result, and worth knowing before somebody wonders."""
-    modules = {name.rpartition(".")[2] for name in config.target_modules}
-    for reason in [*servable.unserved(config.to_dict()), *servable.unserved_modules(modules)]:
+    modules = {name.rpartition(".")[2] for name in config["target_modules"]}
+    for reason in [*servable.unserved(config), *servable.unserved_modules(modules)]:
         say(f"this adapter cannot be served beside its base: it {reason.fact}; {reason.fix}")
 
 
@@ -123,8 +123,9 @@ def _seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _manifest(job: Job, recipe: Recipe, prepared: Prepared, rows: Dataset, trained: Any, train_s: float) -> Manifest:
-    config = trained.peft_config["default"]
+def _manifest(
+    job: Job, recipe: Recipe, prepared: Prepared, rows: Dataset, trained: Any, config: dict[str, Any], train_s: float
+) -> Manifest:
     quantization = recipe.quantization
     quantized = artifacts.quantized_base(prepared.source.path)
     return Manifest(
@@ -139,11 +140,11 @@ def _manifest(job: Job, recipe: Recipe, prepared: Prepared, rows: Dataset, train
             compute_dtype=str(trained.dtype).removeprefix("torch."),
         ),
         lora=artifacts.LoraRecord(
-            rank=config.r,
-            alpha=config.lora_alpha,
-            scaling=servable.scaling(config.to_dict()),
-            rslora=config.use_rslora,
-            target_modules=tuple(sorted(config.target_modules)),
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            scaling=servable.scaling(config),
+            rslora=config["use_rslora"],
+            target_modules=tuple(sorted(config["target_modules"])),
         ),
         template=artifacts.TemplateRecord(text=prepared.template.text, sha256=prepared.template.sha256, source="model"),
         end_token_ids=prepared.end_ids,
