@@ -12,6 +12,8 @@ that its own checks let pass:
 | `n` of a million | hangs |
 | `stop_regex` that backtracks, a chat template of the client's own | may hang: code of the client's |
 
+And `tools` with a chat template that shows none to the model: SGLang would leave them out without a word.
+
 Where OpenAI documents a limit it is the limit, and numbers must be numbers: SGLang would read them from strings too.
 What SGLang refuses itself is left to it.
 """
@@ -22,8 +24,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from tuneship.core import checkpoint
 from tuneship.serve.refusals import Refusal
 
 MAX_CHOICES = 128
@@ -52,9 +55,23 @@ _SCHEMAS = frozenset({"schema", "parameters", "json_schema"})
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 
 
+class Facts(NamedTuple):
+    """What a request must know of the base that it goes to."""
+
+    tokens: int = _UNKNOWN_VOCABULARY
+    """It has an embedding for; a number that is too large where the checkpoint does not say."""
+    takes_tools: bool = True
+    """Whether its chat template shows them to the model."""
+
+
 @lru_cache
-def vocabulary(model: Path) -> int:
-    """Tokens that the checkpoint in `model` has an embedding for; a number that is too large where it does not say."""
+def facts(model: Path) -> Facts:
+    """Read them from the checkpoint in `model`."""
+    template = checkpoint.chat_template(model)
+    return Facts(_tokens(model), not template or "tools" in template)
+
+
+def _tokens(model: Path) -> int:
     try:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         return int(config.get("vocab_size") or config["text_config"]["vocab_size"])
@@ -62,13 +79,14 @@ def vocabulary(model: Path) -> int:
         return _UNKNOWN_VOCABULARY
 
 
-def check(asked: Mapping[str, Any], tokens: int) -> None:
-    """Refuse a request that would harm others, for a model of `tokens` tokens.
+def check(asked: Mapping[str, Any], base: Facts) -> None:
+    """Refuse a request that would harm others, or that could only be answered as if it had asked for less.
 
     Raises:
         Refusal: 400, with the parameter.
 
     """
+    tokens = base.tokens
     for key in asked.keys() & _CLIENTS_CODE:
         raise _refusal(key, "is not accepted here: it could hold up every other request")
     for key, (least, most) in _RANGES.items():
@@ -88,6 +106,8 @@ def check(asked: Mapping[str, Any], tokens: int) -> None:
     for key in ("response_format", "tools"):
         if any(_refers_to_itself(schema) for schema in _schemas(asked.get(key))):
             raise _refusal(key, "has a JSON schema that refers to itself and describes nothing")
+    if asked.get("tools") and not base.takes_tools and (asked.get("tool_choice") or "auto") == "auto":
+        raise _refusal("tools", "would never be seen: this model's chat template has none", code="tools_not_supported")
 
 
 def _in_range(key: str, value: object, least: float, most: float) -> None:

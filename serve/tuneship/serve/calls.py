@@ -63,7 +63,7 @@ async def read_asked(request: Request, routes: Routes) -> tuple[Entry, dict[str,
     asked = await bodies.read(request)
     entry = lease(request, routes, asked.get("model")).entry
     try:
-        bounds.check(asked, bounds.vocabulary(routes.base.path))
+        bounds.check(asked, bounds.facts(routes.base.path))
     except Refusal as refusal:
         refusal.version = entry.version
         raise

@@ -106,6 +106,8 @@ def flags(config: EngineConfig) -> list[str]:
         # Our readiness check is the warm-up: one generated token from every model that is served.
         "--skip-server-warmup",
         "--enable-metrics",
+        # By the chat template: without a parser a model is offered `tools`, and its calls come back as plain text.
+        *("--tool-call-parser", "auto"),
         *(("--context-length", str(config.context_length)) if config.context_length else ()),
         *(("--mem-fraction-static", str(config.memory_fraction)) if config.memory_fraction else ()),
         *_QUANTIZATION_FLAGS[config.quantization],

@@ -10,14 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tuneship.serve import bodies, bounds
+from tuneship.serve.bounds import Facts
 from tuneship.serve.refusals import Refusal
 
 TOKENS = 512
+BASE = Facts(TOKENS)
 
 
 def refusal(asked: dict) -> Refusal:
     with pytest.raises(Refusal) as caught:
-        bounds.check(asked, TOKENS)
+        bounds.check(asked, BASE)
     assert caught.value.status == 400
     return caught.value
 
@@ -105,7 +107,7 @@ def test_what_would_end_the_engine(asked, param):
     ids=str,
 )
 def test_what_a_client_may_ask_for(asked):
-    bounds.check(asked, TOKENS)
+    bounds.check(asked, BASE)
 
 
 values = st.recursive(
@@ -119,7 +121,7 @@ KEYS = ["prompt", "input_ids", "stop_token_ids", "n", "logit_bias", "tools", "re
 @given(asked=st.dictionaries(st.sampled_from(KEYS), values))
 def test_whatever_comes_is_let_through_or_refused(asked):
     try:
-        bounds.check(asked, TOKENS)
+        bounds.check(asked, BASE)
     except Refusal as refused:
         json.loads(bytes(refused.response().body))
 
@@ -130,7 +132,30 @@ def test_whatever_comes_is_let_through_or_refused(asked):
 def test_the_vocabulary_is_the_checkpoints(tmp_path: Path, config, tokens):
     if config is not None:
         (tmp_path / "config.json").write_text(json.dumps(config))
-    assert bounds.vocabulary(tmp_path) == tokens
+    assert bounds.facts(tmp_path).tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("template", "takes"),
+    [("{% if tools %}{{ tools }}{% endif %}", True), ("{{ messages }}", False), (None, True)],
+    ids=["shown", "not shown", "no template: SGLang knows better"],
+)
+def test_tools_that_the_template_leaves_out(tmp_path: Path, template, takes):
+    if template is not None:
+        (tmp_path / "chat_template.jinja").write_text(template)
+    found = bounds.facts(tmp_path)
+    assert found.takes_tools is takes
+    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": None}):
+        asked = {**tool({"type": "object"}), **choice}
+        if takes:
+            bounds.check(asked, found)
+            continue
+        with pytest.raises(Refusal) as caught:
+            bounds.check(asked, found)
+        assert caught.value.code == "tools_not_supported"
+    for choice in ("none", "required", {"type": "function", "function": {"name": "f"}}):
+        bounds.check({**tool({"type": "object"}), "tool_choice": choice}, found)
+    bounds.check({"tools": []}, found)
 
 
 def nested(depth: int, opening: str = "[", closing: str = "]") -> bytes:

@@ -2,8 +2,8 @@
 
 Upstream gaps, 0.5.17: SGLang puts xgrammar's token mask in pinned memory without asking whether there is any, and has
 no way to lay it over logits that are not on an accelerator. The first request with a schema ends the engine. xgrammar
-itself masks on CPUs, in any dtype. Mended when `tests/unit/serve/test_plugin.py` fails and
-`tests/integration/test_openai_conformance.py` holds without this module.
+itself masks on CPUs, in any dtype. 0.5.23 does both: this module goes with the last version before it, and
+`tests/unit/serve/test_plugin.py` then fails.
 """
 
 from __future__ import annotations
