@@ -114,6 +114,20 @@ def test_what_was_unloaded_is_nothing_to_go_back_to(registry, tmp_path):
         registry.rollback("sql")
 
 
+def test_nobody_goes_back_to_where_they_are(registry, tmp_path):
+    a, b = (load(registry, tmp_path, name) for name in "ab")
+    for name in (a, b, a):
+        registry.promote(name)
+    registry.unloaded(registry.drain(b).name)
+    with pytest.raises(RegistryError, match="cannot be rolled back"):
+        registry.rollback("sql")
+    registry.promote(load(registry, tmp_path, "b"))
+    registry.drain(b, whole_alias=True)
+    registry.promote(a)
+    with pytest.raises(RegistryError, match="cannot be rolled back"):
+        registry.rollback("sql")
+
+
 def test_the_way_back_has_an_end(registry, tmp_path):
     a, b = (load(registry, tmp_path, name) for name in "ab")
     for step in range(rules.LONGEST_WAY_BACK + 5):
@@ -223,6 +237,8 @@ def test_a_version_whose_files_are_gone_answers_nobody(file, tmp_path):
 
 
 def test_one_server_has_it_and_says_so_until_it_is_killed(file):
+    file.parent.mkdir()
+    Path(f"{file}.lock").write_text("4294967296\n")  # the last holder's pid was longer
     holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
@@ -295,18 +311,20 @@ def test_what_it_wrote_is_on_the_disk(registry):
         "UPDATE versions SET state = 'canary', weight = 0.8 WHERE name = :b",
         "UPDATE versions SET state = 'loaded' WHERE name = :a",
         "UPDATE versions SET weight = 0.5 WHERE name = :b",
-        "UPDATE versions SET weight = -0.1 WHERE name = :c",
-        "UPDATE versions SET weight = 'much' WHERE name = :c",
+        "UPDATE versions SET weight = -0.1 WHERE name = :b",
+        "UPDATE versions SET path = x'00' WHERE name = :b",
         "UPDATE versions SET verified = 'failed: x' WHERE name = :c",
         "UPDATE versions SET verified = 'failed: x' WHERE name = :a",
         "UPDATE versions SET state = 'gone' WHERE name = :b",
         "UPDATE versions SET state = 'loaded' WHERE name = :old",
-        "UPDATE versions SET generation = 0 WHERE name = :b",
+        "INSERT INTO versions VALUES ('x@' || :id12, 'x', :id, 'p', 'checked', 0, 0, 0, '', '')",
         "UPDATE versions SET generation = 1 WHERE name = :old",
         "UPDATE versions SET path = (SELECT path FROM versions WHERE name = :a) WHERE name = :b",
         "UPDATE versions SET name = 'sql@b' WHERE name = :b",
         "UPDATE versions SET alias = 'a b', name = 'a b@' || substr(content_id, 1, 12) WHERE name = :b",
-        "UPDATE versions SET content_id = upper(content_id) WHERE name = :b",
+        "UPDATE versions SET content_id = substr(content_id, 1, 12) || substr(:id, 13) WHERE name = :b",
+        "INSERT INTO versions VALUES ('x@abc', 'x', 'abc', 'p', 'checked', 0, 1, 0, '', '')",
+        "INSERT INTO versions VALUES (upper('x@' || :id12), 'X', upper(:id), 'p', 'checked', 0, 1, 0, '', '')",
         "INSERT INTO versions VALUES ('x@' || :id12, 'x', :id, 'p', 'loaded', 0, 1, 0, '', '')",
         "INSERT INTO lives VALUES ('sql', 9, 'sql@nobody')",
         "DELETE FROM versions WHERE name = :b",

@@ -89,6 +89,14 @@ def test_the_base_keeps_its_name():
     assert taken(routes, name("a", "base")).entry.selector
 
 
+def test_who_watches_is_told_of_each_lease():
+    told = []
+    routes = Routes(BASE, [A, B, C], seed=0, watch=told.append)
+    leases = [taken(routes, asked) for asked in ("sql", "sql", A.name, "base")]
+    assert routes.lease("nobody") is None
+    assert told == [lease.entry for lease in leases]
+
+
 def test_listed_are_the_base_and_each_alias_once():
     chat = version("e", State.LIVE, 1.0, alias="chat")
     routes = Routes(BASE, [A, B, C, chat])

@@ -18,6 +18,8 @@ from tuneship.serve.registry.records import Event, State, Version
 from tuneship.serve.registry.rules import Alias
 
 SCHEMA = 1
+_BUSY_S = 1.0
+"""How long a stranger who writes to the file may keep us, and the door with us."""
 
 _TABLES = (
     """CREATE TABLE registry (
@@ -85,7 +87,7 @@ class Base(NamedTuple):
 
 def connect(path: Path) -> sqlite3.Connection:
     """The registry's one connection; nothing is committed but by `transaction`, and what is outlives a power cut."""
-    connection = sqlite3.connect(path, isolation_level=None)
+    connection = sqlite3.connect(path, isolation_level=None, timeout=_BUSY_S)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
