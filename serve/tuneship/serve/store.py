@@ -1,7 +1,7 @@
 """The server's own copies of adapters: what was checked is what SGLang reads, and nobody changes it in between.
 
     store = AdapterStore(state / "adapters")
-    store.sweep({version.path for version in registry.versions()})
+    store.sweep({version.path for version in registry.versions() if version.state is not State.UNLOADED})
     path = store.keep(preflight.check(folder, base, limits))
     store.drop(path)
 

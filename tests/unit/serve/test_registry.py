@@ -67,8 +67,9 @@ def test_a_version_has_a_public_name_and_one_of_its_own_in_the_engine(registry, 
     registry.failed(version.name, "no room")
     again = add(registry, tmp_path, "a")
     assert again.selector == f"{version.name}#2"
-    with pytest.raises(RegistryError, match="is here already: checked"):
+    with pytest.raises(RegistryError, match="is here already: checked") as caught:
         add(registry, tmp_path, "a")
+    assert "being loaded" in caught.value.hint
 
 
 def test_a_canary_takes_its_share_from_the_live_version_and_promote_takes_all(registry, tmp_path):

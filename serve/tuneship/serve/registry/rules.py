@@ -67,7 +67,7 @@ def add(alias: Alias, content_id: str, path: Path, base_id: str, *, pinned: bool
     if before and before.content_id != content_id:
         raise RegistryError(f"{name} is another adapter whose id begins alike", hint="load it under another alias")
     if before and before.state is not State.UNLOADED:
-        raise RegistryError(f"{name} is here already: {before.state}", hint=f"tuneship adapters promote {name}")
+        raise RegistryError(f"{name} is here already: {before.state}", hint=_next(before))
     generation = before.generation + 1 if before else 1
     version = Version(alias.name, content_id, base_id, path, State.CHECKED, 0.0, generation, pinned, "", "")
     return Change(alias.put(version), "add", name, f"generation {generation}")
@@ -215,4 +215,4 @@ def _next(version: Version) -> str:
         State.DRAINING: "it is being unloaded; load it again afterwards",
         State.UNLOADED: f"tuneship adapters load PATH --alias {version.alias}",
         State.LIVE: f"tuneship adapters rollback {version.alias} ends its canaries, or takes it back",
-    }.get(version.state, "tuneship adapters list shows what is where")
+    }.get(version.state, f"tuneship adapters promote {version.name} lets it answer")
