@@ -16,8 +16,8 @@ pytestmark = pytest.mark.integration
 LONG = {"model": "tiny-llama", "prompt": "a", "max_tokens": 1800, "ignore_eos": True}
 
 
-def start(start_server, tiny_model: Path):
-    server = start_server(str(tiny_model), "--dtype", "float32")
+def start(start_server, tiny_model: Path, *words: str):
+    server = start_server(str(tiny_model), "--dtype", "float32", *words)
     return server, server.wait_ready()
 
 
@@ -47,8 +47,8 @@ class LongRequest:
 @pytest.mark.parametrize(
     ("victim", "reason"), [("sglang::scheduler", "scheduler"), ("sglang.launch_server", "it ended with SIGKILL")]
 )
-async def test_kill_9_of_the_engine_while_it_answers(start_server, tiny_model, victim, reason):
-    server, url = start(start_server, tiny_model)
+async def test_kill_9_of_an_engine_that_is_not_to_be_started_again(start_server, tiny_model, victim, reason):
+    server, url = start(start_server, tiny_model, "--restarts", "0")
     stream, whole = LongRequest(url, stream=True), LongRequest(url, stream=False)
     await asyncio.wait_for(stream.began.wait(), timeout=60)
     server.engine(victim).kill()

@@ -29,7 +29,7 @@ from tuneship.serve.slots import Pressure, Slots
 from tuneship.serve.store import AdapterStore
 from tuneship.serve.supervisor import Patience, Phase, Supervisor
 from tuneship.serve.upstream import Upstream
-from tuneship.serve.verify import Outcome, read_evidence, verify
+from tuneship.serve.verify import Outcome, Verdict, read_evidence, verify, verify_merged
 from tuneship.serve.verify.engine import EngineScorer
 
 
@@ -165,12 +165,34 @@ def _verifying(serve: Serve, catalog: Catalog, upstream: Upstream, registry: Reg
             return "not asked"
         others = {v.name: v.selector for v in registry.versions() if v.state in SERVED and v.name != version.name}
         verdict = await verify(scorer, version.selector, read_evidence(source / EVIDENCE), others=others)
-        verdict.require()
-        if verdict.outcome is Outcome.CANNOT_TELL:
-            say(f"warning: {version.name}: {verdict.message}")
-        return verdict.verified
+        return _judged(version.name, verdict)
 
     return judge
+
+
+async def prove_merged(parts: Parts, catalog: Catalog, serve: Serve) -> None:
+    """Hold a merged model against what merging measured, if it did, before it answers anybody.
+
+    Raises:
+        ParityError: it is another model.
+        EngineError: the engine does not score.
+
+    """
+    reference = read_evidence(catalog.base.path / EVIDENCE) if serve.verify and catalog.mode == "merged" else []
+    if not reference:
+        return
+    float32 = serve.dtype == "float32" and all(row.dtype == "float32" for row in reference)
+    verdict = await verify_merged(EngineScorer(parts.upstream, catalog.base), reference, float32=float32)
+    _judged(catalog.base.version, verdict)
+
+
+def _judged(version: str, verdict: Verdict) -> str:
+    verdict.require()
+    if verdict.outcome is Outcome.CANNOT_TELL:
+        say(f"warning: {version}: {verdict.message}")
+    elif verdict.passed:
+        say(f"{version}: {verdict.message}")
+    return verdict.verified
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from tuneship.serve.registry import SERVED, Registry, State, Version
 from tuneship.serve.routes import Routes
 from tuneship.serve.slots import Slots
 from tuneship.serve.store import AdapterStore
-from tuneship.serve.supervisor import Supervisor
+from tuneship.serve.supervisor import Phase, Supervisor
 from tuneship.serve.upstream import Upstream
 
 DRAIN_S = 60.0
@@ -126,8 +126,10 @@ class Deployer:
 
         """
         versions = self._of(name)
-        leaving = [self._registry.drain(v.name, actor, whole_alias="@" not in name) for v in versions]
-        self._refresh()
+        try:
+            leaving = [self._registry.drain(v.name, actor, whole_alias="@" not in name) for v in versions]
+        finally:
+            self._refresh()  # also where one of them is just being loaded, and the others are drained by now
         endings = [self._end(version, actor) for version in leaving]
         done, waiting = await asyncio.wait(endings, timeout=timeout_s)
         for ending in done:
@@ -143,9 +145,13 @@ class Deployer:
 
     def restored(self) -> list[Version]:
         """What a new engine starts with: all that was loaded when the last one ended, and what has just been added."""
+        actor = "the engine's end"
         for version in self._registry.versions():
-            if version.state is State.DRAINING:  # its requests died with the engine
-                self._gone(version, "the engine's end")
+            if version.state in SERVED and not version.path.is_dir():  # SGLang would look for it on the hub
+                say(f"warning: {version.name} cannot be served any more: {version.path} is gone")
+                self._gone(self._registry.drain(version.name, actor, whole_alias=True), actor)
+            elif version.state is State.DRAINING:  # its requests died with the engine
+                self._gone(version, actor)
         self._slots.restarted()
         return [v for v in self._registry.versions() if v.state in {State.CHECKED, *SERVED}]
 
@@ -179,6 +185,9 @@ class Deployer:
         for version, source in fresh:
             verified = await self._verify(version, source)
             self._registry.loaded(version.name, verified, "start")
+            before = next((v for v in self._registry.versions(version.alias) if v.state is State.LIVE), None)
+            if before:
+                say(f"{version.name} is new in --adapters: it answers in place of {before.name}")
             self._registry.promote(version.name, "start")
         self._refresh()
         self._checker.start()  # now, when the engine's own start no longer needs the processor
@@ -211,10 +220,11 @@ class Deployer:
 
     async def _undo(self, version: Version, reason: str, actor: str) -> None:
         """A version that did not make it leaves no trace but its history."""
-        try:
-            await engine_adapters.unload(self._engine.upstream, version.selector)
-        except EngineError as error:
-            say(f"warning: {version.name} may still lie in the engine, unreachable: {error.message}")
+        if self._engine.supervisor.phase is Phase.READY:
+            try:
+                await engine_adapters.unload(self._engine.upstream, version.selector)
+            except EngineError as error:
+                say(f"warning: {version.name} may still lie in the engine, unreachable: {error.message}")
         self._registry.failed(version.name, reason, actor)
         self._store.drop(version.path)
         self._metrics.adapter_load_failed()

@@ -34,7 +34,7 @@ from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
 from tuneship.serve.admin import build_admin
-from tuneship.serve.assembly import Parts, assembled
+from tuneship.serve.assembly import Parts, assembled, prove_merged
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.gateway import build_door
 from tuneship.serve.guard import Guard, check_listen
@@ -167,6 +167,7 @@ class _Server:
         say(f"SGLang answers after {time.monotonic() - began:.0f} s")
         if deployer:
             await deployer.settle(fresh)
+        await prove_merged(self._parts, self._catalog, self._serve)
         self._settled = True
 
     async def _drain(self, door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> float:

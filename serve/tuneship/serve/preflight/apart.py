@@ -44,6 +44,11 @@ class Checker:
         self._process.start()
         theirs.close()
 
+    @property
+    def pid(self) -> int:
+        """The process; 0 while there is none."""
+        return self._process.pid if self._process else 0
+
     def stop(self) -> None:
         """End the process."""
         if self._process:

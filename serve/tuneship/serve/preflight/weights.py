@@ -126,11 +126,15 @@ def _modules(here: Iterable[str], served: Collection[str]) -> list[Reason]:
 
 
 def _coverage(pairs: _Pairs, config: dict[str, Any], base: BaseModel) -> list[Reason]:
-    """Both halves of every pair, and a pair for every layer that the settings name."""
+    """Both halves of every pair, and a pair for every layer that the settings name, and for no other."""
     cut = [f"{half} of {module}" for module, halves in pairs.found.items() for half in _HALVES if half not in halves]
     reasons = [Reason(f"is not whole: it lacks {_some(cut)}", REEXPORT)] if cut else []
     decoder = {module: match for module in base.linear if (match := _DECODER.fullmatch(module))}
     wanted = settings.chosen(config, decoder)
+    extra = decoder.keys() & pairs.found.keys() - wanted
+    if extra:
+        fact = f"has tensors that its settings leave out, which PEFT ignores and SGLang adds: {_some(extra)}"
+        reasons.append(Reason(fact, REEXPORT))
     missing: dict[str, set[int]] = defaultdict(set)
     for module in wanted - pairs.found.keys():
         missing[decoder[module].group(2)].add(int(decoder[module].group(1)))

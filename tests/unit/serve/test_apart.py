@@ -1,0 +1,71 @@
+"""The preflight in a process of its own: it says what the preflight says, and survives what that does not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tuneship.core.errors import ArtifactError, PreflightError
+from tuneship.core.model_source import ModelSource
+from tuneship.serve import preflight
+from tuneship.serve.preflight import Limits
+from tuneship.serve.preflight.apart import Checker
+
+ENDLESS = r"([a-z._0-9]+)+!"
+"""As a pattern for `model.layers.0.self_attn.q_proj`, tried in 2^30 ways."""
+
+
+@pytest.fixture
+def checker(base: Path):
+    made = Checker(ModelSource("the-base", "", base), Limits(max_rank=8))
+    made.start()
+    yield made
+    made.stop()
+
+
+async def test_it_says_what_the_preflight_says(checker, facts, make_adapter):
+    sql = make_adapter("sql")
+    assert await checker.check(sql) == preflight.check(sql, facts)
+    with pytest.raises(PreflightError, match="has rank 16, the server takes at most 8") as refused:
+        await checker.check(make_adapter("wide", rank=16))
+    assert refused.value.hint == "restart with --max-rank 16"
+    with pytest.raises(ArtifactError, match=r"has no adapter_config\.json"):
+        await checker.check(sql.parent)
+    with pytest.raises(ArtifactError):
+        await checker.check(sql / "not-there")
+
+
+async def test_a_pattern_without_end_is_given_up(checker, make_adapter):
+    began = time.monotonic()
+    with pytest.raises(PreflightError, match="could not be checked within 3 s"):
+        await checker.check(make_adapter("endless", config={"target_modules": ENDLESS}), timeout_s=3)
+    assert time.monotonic() - began < 10
+    assert (await checker.check(make_adapter("sql"))).name == "sql"
+
+
+async def test_who_is_killed_is_replaced(checker, make_adapter):
+    sql = make_adapter("sql")
+    await checker.check(sql)
+    os.kill(checker.pid, signal.SIGKILL)
+    await asyncio.sleep(0.5)
+    assert (await checker.check(sql)).name == "sql"
+
+
+async def test_one_after_the_other(checker, make_adapter):
+    names = [f"a{number}" for number in range(8)]
+    adapters = [make_adapter(name) for name in names]
+    assert [found.name for found in await asyncio.gather(*map(checker.check, adapters))] == names
+
+
+def test_tensors_that_the_settings_leave_out(make_adapter, refusal):
+    """PEFT loads the adapter and ignores them; SGLang adds every tensor that it finds."""
+    path = make_adapter("odd")
+    settings = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["q_proj"]}))
+    assert "which PEFT ignores and SGLang adds: model.layers.0.self_attn.v_proj" in refusal(path).message
