@@ -61,6 +61,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Other weights under the tokenizer of `tiny_model`."""
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "other-tiny-llama", seed=1)
+
+
+@pytest.fixture(scope="session")
 def chats() -> Callable[[int, int], list[list[dict[str, str]]]]:
     """(count, seed) -> chats of one question each, of every kind that an adapter of `marker_adapter` was made for."""
     return make_chats

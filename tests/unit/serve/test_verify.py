@@ -145,6 +145,11 @@ async def test_another_adapter_of_that_server_is_called_by_name_and_asked_only_t
     assert server.asked == [None, "good"]
 
 
+async def test_the_right_adapter_under_another_name_is_not_what_answers_at_half_its_strength():
+    verdict = await judged(make_world(), "half", others={"right": "good"})
+    assert (verdict.fault, "right" in verdict.message) == (Fault.SCALE, False)
+
+
 async def test_another_base_is_named_whatever_the_adapter_does():
     world = make_world()
     figures = [figure for row in make_world(seed=1).server[None] for figure in row]

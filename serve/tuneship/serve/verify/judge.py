@@ -27,10 +27,8 @@ ARITHMETIC_16 = Spread(0.03, 0.12)
 LEAST_TOKENS = 30
 """Fewer answer tokens prove nothing: chance fails a healthy adapter, or passes a base, in a few of a hundred draws."""
 
-_SAME_SERVER = 0.03
-"""Nats per token within which two answers of one server, in 16 bits, are one model's."""
-_SAME_SHARE = 0.15
-"""The same, as a share of what training changed."""
+_NEAR = 0.2
+"""A model is taken for what answers when it is five times nearer to it than the trained one is."""
 _ALIGNED = 0.9
 _FOREIGN = 0.6
 """Alignments from which an effect is the trained one, and up to which it is another."""
@@ -142,7 +140,7 @@ def diagnose(figures: Figures, measured: Measured, others: Mapping[str, Rows]) -
     """What answers, when it is not what was trained; `others` are the figures of other models of that server."""
     if not (finite(figures.served) and finite(figures.served_base)):
         return Finding(Fault.UNKNOWN)
-    near = max(_SAME_SERVER, _SAME_SHARE * between(figures.trained, figures.base).mean)
+    near = _NEAR * measured.deviation.mean
     if between(figures.served, figures.served_base).mean <= near:
         return Finding(Fault.BASE)
     for name, other in others.items():
