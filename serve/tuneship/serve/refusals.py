@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -14,6 +15,11 @@ from tuneship.core.endpoint import VERSION_HEADER
 RETRY_S = 5
 """When to come back to an engine that is not there: it may be starting again."""
 _LONGEST_NAME = 100
+_LONGEST_MESSAGE = 1000
+"""SGLang repeats what it could not read, which may be the whole body."""
+_NO_WORDS = "The inference engine refused this request."
+_PLACES = re.compile(r"(?:\[[\d:]+\] )?(?<![\w:/.])(?:/[\w.+-]+){2,}(?::\d+)?:?")
+"""Paths, and where in whose source something was refused: the grammar compiler says so."""
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -91,7 +97,7 @@ def _message(body: bytes) -> str:
     try:
         said: Any = json.loads(body)
     except ValueError:
-        return "The inference engine refused this request."
+        return _NO_WORDS
     nested = said.get("error") if isinstance(said, dict) else None
     message = (nested if isinstance(nested, dict) else said).get("message") if isinstance(said, dict) else None
-    return str(message or "The inference engine refused this request.")
+    return _PLACES.sub("...", str(message))[:_LONGEST_MESSAGE] if message else _NO_WORDS

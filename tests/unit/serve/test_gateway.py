@@ -302,6 +302,8 @@ async def test_an_engine_that_dies_before_it_answers(door, engine):
     [
         (400, {"object": "error", "message": "max_tokens must be positive"}, 400, "max_tokens must be positive"),
         (400, {"error": {"message": "nested"}}, 400, "nested"),
+        (400, {"message": "[03:14:58] /project/cpp/x.cc:29: No type"}, 400, "... No type"),
+        (400, {"message": "x" * 5000}, 400, "x" * 1000),
         (422, ["odd"], 422, "The inference engine refused this request."),
         (500, {"message": "/secret/path is missing"}, 502, "The inference engine failed on this request."),
         (503, {}, 503, "The inference engine is not available."),
