@@ -15,7 +15,16 @@ from tuneship.core.errors import ParityError
 from tuneship.core.parity import ReferenceRow, read_reference, write_reference
 from tuneship.serve.verify import Fault, Outcome, Verdict, read_evidence, verify, verify_merged
 from tuneship.serve.verify.scorer import ServerFault, batches, prompt_ids
-from tuneship.serve.verify.statistics import Spread, between, effect, explained, upper_bound
+from tuneship.serve.verify.statistics import (
+    Spread,
+    carried_over,
+    distances,
+    effect,
+    explained,
+    lower_bound,
+    spread,
+    upper_bound,
+)
 
 Figures = dict[str | None, list[list[float]]]
 PROMPT = 4
@@ -58,20 +67,26 @@ def make_world(
     def each(make: Callable[[], float]) -> list[list[float]]:
         return [[0.0, *(make() for _ in range(length - 1))] for length in shapes]
 
-    def add(*parts: list[list[float]]) -> list[list[float]]:
-        return [[sum(values) for values in zip(*row, strict=True)] for row in zip(*parts, strict=True)]
+    def tuned(part: list[list[float]], power: float) -> list[list[float]]:
+        """The base as it is with `part` on it; log p is multiplied, so that it stays one."""
+        pairs = zip(base, part, strict=True)
+        return [[b * math.exp(-e * power) for b, e in zip(*pair, strict=True)] for pair in pairs]
 
-    def scaled(part: list[list[float]], factor: float) -> list[list[float]]:
-        return [[value * factor for value in row] for row in part]
-
-    def blur() -> list[list[float]]:
-        return each(lambda: draw.gauss(0, noise) * math.exp(draw.gauss(0, 0.5)))
+    def disturbed(figures: list[list[float]]) -> list[list[float]]:
+        """On that server: logits move, and log p with them in proportion to 1 - p."""
+        return [
+            [
+                f - math.expm1(f) * (q + draw.gauss(0, noise) * math.exp(draw.gauss(0, 0.5)))
+                for f, q in zip(*row, strict=True)
+            ]
+            for row in zip(figures, quantized, strict=True)
+        ]
 
     base = each(lambda: -draw.expovariate(0.4))
-    tuned = each(lambda: abs(draw.gauss(0, signal)))
+    change = each(lambda: abs(draw.gauss(0, signal)))
     foreign = each(lambda: draw.gauss(0, signal))
     quantized = each(lambda: draw.gauss(0, bits))
-    trained, here = add(base, tuned), add(base, quantized)
+    trained = tuned(change, 1)
     reference = [
         ReferenceRow(
             input_ids=[number, *draw.choices(range(1000), k=length - 1)],
@@ -85,15 +100,15 @@ def make_world(
         for number, length in enumerate(shapes)
     ]
     server: Figures = {
-        None: add(here, blur()),
-        "good": add(here, tuned, blur()),
-        "base": add(here, blur()),
-        "half": add(here, scaled(tuned, 0.5), blur()),
-        "double": add(here, scaled(tuned, 2), blur()),
-        "other": add(here, foreign, blur()),
-        "alias": add(here, foreign, blur()),
+        None: disturbed(base),
+        "good": disturbed(trained),
+        "half": disturbed(tuned(change, 0.5)),
+        "double": disturbed(tuned(change, 2)),
+        "other": disturbed(tuned(foreign, 1)),
         "broken": each(lambda: math.nan),
     }
+    nearly = {"base": server[None], "alias": server["other"]}
+    server |= {name: [[f + draw.gauss(0, noise / 10) for f in row] for row in rows] for name, rows in nearly.items()}
     return World(reference, server)
 
 
@@ -128,9 +143,12 @@ async def test_what_answers_is_named(selector, fault, noise):
         verdict.require()
 
 
-async def test_a_wrong_strength_is_told_with_its_factor():
-    for selector, factor in (("good", 1.0), ("half", 0.5), ("double", 2.0)):
-        assert (await judged(make_world(), selector)).scale == pytest.approx(factor, abs=0.03)
+async def test_how_much_of_the_effect_is_there():
+    scales = [(await judged(make_world(), selector)).scale for selector in ("base", "half", "good", "double")]
+    assert scales == sorted(scales)
+    assert scales[0] == pytest.approx(0, abs=0.02)
+    assert 0.4 < scales[1] < 0.75
+    assert scales[2] == pytest.approx(1, abs=0.02)
 
 
 async def test_another_adapter_of_that_server_is_called_by_name_and_asked_only_then():
@@ -166,7 +184,9 @@ async def test_other_bits_pass_where_the_signal_is_larger_and_are_told_where_the
     world = make_world(bits=0.25)
     verdict = await judged(world, "good")
     assert verdict.passed, verdict.message
-    assert verdict.noise_floor.mean == pytest.approx(0.2, abs=0.03)
+    assert verdict.base_noise.mean == pytest.approx(0.25 * math.sqrt(2 / math.pi) * 0.71, abs=0.02)  # 0.71: mean 1 - p
+    assert verdict.noise_floor.mean < verdict.base_noise.mean, "the trained model is surer than its base"
+    assert "in other bits" in verdict.message
     for selector, fault in (("base", Fault.BASE), ("other", Fault.OTHER_ADAPTER)):
         assert (await judged(world, selector)).fault is fault
     assert (await judged(make_world(bits=0.9), "good", same_bits=True)).fault is Fault.OTHER_BASE
@@ -307,13 +327,17 @@ async def test_a_server_whose_tokenize_fails_is_asked_for_an_answer():
 
 def test_the_arithmetic():
     one, other = [[0.0, -1.0], [-2.0]], [[0.0, -1.5], [-2.25]]
-    assert between(one, other) == Spread(0.25, 0.5)
-    assert upper_bound(one, other).mean > 0.25
-    assert upper_bound(one, other).high == 0.5
+    apart = distances(one, other)
+    assert apart == [[0.0, 0.5], [0.25]]
+    assert spread(apart) == Spread(0.25, 0.5)
+    assert lower_bound(apart).mean < 0.25 < upper_bound(apart).mean
+    assert lower_bound(apart).high <= 0.5 == upper_bound(apart).high
+    sure, unsure = math.log(0.98), math.log(0.02)
+    assert carried_over([[0.4, 0.4]], [[unsure, sure]], [[sure, unsure]])[0] == pytest.approx([0.016, 10.0])
     assert explained(one, one) == 1
     assert explained(one, other) == pytest.approx(1 - 0.3125 / 2)
-    assert effect([[0.0, 0.0]], [[1.0, 2.0]], [[5.0, 5.0]], [[5.5, 6.0]]) == pytest.approx((0.5, 1.0, 0.0))
-    assert effect([[0.0]], [[0.0]], [[1.0]], [[1.0]]) == (0.0, 0.0, 0.0)
+    assert effect([[0.0, 0.0]], [[1.0, 2.0]], [[5.0, 5.0]], [[5.5, 6.0]]) == pytest.approx((0.5, 1.0))
+    assert effect([[0.0]], [[0.0]], [[1.0]], [[1.0]]) == (0.0, 0.0)
     assert not Spread(math.nan, 0.0).within(Spread(1.0, 1.0))
 
 
@@ -326,8 +350,7 @@ def test_the_upper_bound_is_one(seed, rows):
     def sample(count: int) -> list[list[float]]:
         return [[abs(draw.gauss(0, 1)) for _ in range(20)] for _ in range(count)]
 
-    zero = [[0.0] * 20 for _ in range(rows)]
-    bound = [upper_bound(sample(rows), zero) for _ in range(40)]
+    bound = [upper_bound(sample(rows)) for _ in range(40)]
     true_mean, true_high = math.sqrt(2 / math.pi), 1.96
     assert sum(b.mean >= true_mean for b in bound) >= 32
     assert sum(b.high >= true_high for b in bound) >= 32

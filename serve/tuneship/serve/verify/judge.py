@@ -9,11 +9,13 @@ from tuneship.serve.verify.statistics import (
     Effect,
     Rows,
     Spread,
-    between,
+    carried_over,
+    distances,
     effect,
     explained,
     finite,
     lower_bound,
+    spread,
     upper_bound,
 )
 from tuneship.serve.verify.verdict import Fault
@@ -27,12 +29,13 @@ ARITHMETIC_16 = Spread(0.03, 0.12)
 LEAST_TOKENS = 30
 """Fewer answer tokens prove nothing: chance fails a healthy adapter, or passes a base, in a few of a hundred draws."""
 
+_ARITHMETIC_ALONE = 0.1
+"""Nats per token between two servers of the same weights that no 16-bit arithmetic was seen to exceed."""
 _NEAR = 0.2
 """A model is taken for what answers when it is five times nearer to it than the trained one is."""
 _ALIGNED = 0.9
 _FOREIGN = 0.6
 """Alignments from which an effect is the trained one, and up to which it is another."""
-_FULL_STRENGTH = (0.75, 1.33)
 
 
 class OwnBase(NamedTuple):
@@ -62,6 +65,8 @@ class Measured(NamedTuple):
     """The numbers of a verdict. What few tokens leave open is in none's favour: between the two is `cannot tell`."""
 
     floor: Spread
+    base_noise: Spread
+    """The served base against the stored one, before that is carried over to the trained model."""
     deviation: Spread
     surely: Spread
     """The least that the deviation can be."""
@@ -70,6 +75,11 @@ class Measured(NamedTuple):
     power: float
     """How many limits the base surely is away."""
     effect: Effect
+
+    @property
+    def other_bits(self) -> bool:
+        """Whether the served base is farther from the stored one than arithmetic of one kind of weights makes it."""
+        return self.base_noise.mean > _ARITHMETIC_ALONE
 
     @property
     def strong(self) -> bool:
@@ -84,10 +94,7 @@ class Measured(NamedTuple):
     @property
     def wrong(self) -> bool:
         """Whether what answers cannot be the trained model; figures that are no numbers are wrong."""
-        low, high = _FULL_STRENGTH
-        slope, alignment, uncertainty = self.effect
-        weak = slope + uncertainty < low or slope - uncertainty > high
-        return not self.surely.within(self.limit) or (alignment >= _ALIGNED and weak)
+        return not self.surely.within(self.limit)
 
 
 class Finding(NamedTuple):
@@ -100,11 +107,13 @@ class Finding(NamedTuple):
 def measure(figures: Figures, floor: Spread, uncertain: Spread) -> Measured:
     """Hold what answers against what was stored; `uncertain` is how large the floor may really be."""
     limit = uncertain.times(LIMIT_PER_FLOOR).at_least(LEAST_LIMIT)
-    base = lower_bound(figures.served_base, figures.trained)
+    deviation = distances(figures.served, figures.trained)
+    base = lower_bound(distances(figures.served_base, figures.trained))
     return Measured(
         floor=floor,
-        deviation=between(figures.served, figures.trained),
-        surely=lower_bound(figures.served, figures.trained),
+        base_noise=spread(distances(figures.served_base, figures.base)),
+        deviation=spread(deviation),
+        surely=lower_bound(deviation),
         limit=limit,
         power=max(base.mean / limit.mean, base.high / limit.high),
         effect=effect(*figures),
@@ -112,27 +121,21 @@ def measure(figures: Figures, floor: Spread, uncertain: Spread) -> Measured:
 
 
 def measure_adapter(figures: Figures) -> Measured:
-    """With the floor that this server shows on the base."""
-    return measure(
-        figures,
-        between(figures.served_base, figures.base),
-        upper_bound(figures.served_base, figures.base),
-    )
+    """With the floor that this server shows on the base, carried over to the trained model."""
+    noise = carried_over(distances(figures.served_base, figures.base), figures.base, figures.trained)
+    return measure(figures, spread(noise), upper_bound(noise))
 
 
 def measure_merged(figures: Figures, again: Rows, *, float32: bool) -> Measured:
     """With the floor of arithmetic, or what this server did to the same rows when it was asked `again`."""
     arithmetic = ARITHMETIC_32 if float32 else ARITHMETIC_16
-    return measure(
-        figures,
-        between(figures.served, again).at_least(arithmetic),
-        upper_bound(figures.served, again).at_least(arithmetic),
-    )
+    noise = distances(figures.served, again)
+    return measure(figures, spread(noise).at_least(arithmetic), upper_bound(noise).at_least(arithmetic))
 
 
 def is_other_base(figures: Figures, own: OwnBase) -> bool:
     """Whether the served base cannot be the stored one, whatever its bits."""
-    far = between(figures.served_base, figures.base).mean > own.nats
+    far = _apart(figures.served_base, figures.base) > own.nats
     return far and explained(figures.base, figures.served_base) < own.explained
 
 
@@ -141,13 +144,17 @@ def diagnose(figures: Figures, measured: Measured, others: Mapping[str, Rows]) -
     if not (finite(figures.served) and finite(figures.served_base)):
         return Finding(Fault.UNKNOWN)
     near = _NEAR * measured.deviation.mean
-    if between(figures.served, figures.served_base).mean <= near:
+    if _apart(figures.served, figures.served_base) <= near:
         return Finding(Fault.BASE)
     for name, other in others.items():
-        if between(figures.served, other).mean <= near:
+        if _apart(figures.served, other) <= near:
             return Finding(Fault.OTHER_ADAPTER, name)
     if measured.effect.alignment >= _ALIGNED:
         return Finding(Fault.SCALE)
     if measured.effect.alignment < _FOREIGN:
         return Finding(Fault.OTHER_ADAPTER)
     return Finding(Fault.UNKNOWN)
+
+
+def _apart(one: Rows, other: Rows) -> float:
+    return spread(distances(one, other)).mean

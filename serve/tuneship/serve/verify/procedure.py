@@ -98,6 +98,7 @@ def _verdict(answers: Answers, measured: Measured, finding: Finding, rendered: R
         said.message,
         said.hint,
         noise_floor=measured.floor,
+        base_noise=measured.base_noise,
         deviation=measured.deviation,
         limit=measured.limit,
         power=measured.power,

@@ -14,6 +14,8 @@ HIGH = 0.95
 """The quantile beside the mean. A fault in few tokens shows there; one freak token does not."""
 _CERTAINTY = 2.0
 """Standard errors by which something may have been measured too low or too high."""
+_LEAST_DOUBT = 0.02
+"""Rounding that does not vanish however sure a model is."""
 
 Rows = Sequence[Sequence[float]]
 
@@ -45,26 +47,41 @@ class Effect(NamedTuple):
     """Least squares through the origin of the served effect on the trained one: 1 is all of it, 0 none."""
     alignment: float
     """The cosine between both: 1 says that it is the same effect, at whatever strength."""
-    uncertainty: float
-    """By how much the slope may be wrong."""
 
 
-def between(one: Rows, other: Rows) -> Spread:
-    """How far `one` lies from `other`."""
-    return _spread(_distances(one, other), HIGH)
+def distances(one: Rows, other: Rows) -> Rows:
+    """|difference| of each token."""
+    return [[abs(a - b) for a, b in zip(*pair, strict=True)] for pair in zip(one, other, strict=True)]
 
 
-def upper_bound(one: Rows, other: Rows) -> Spread:
-    """How far they may really lie apart at most, given that few tokens were looked at.
+def carried_over(noise: Rows, base: Rows, trained: Rows) -> Rows:
+    """What disturbs the base by `noise` would do so much to the trained model, token by token.
+
+    A disturbed logit moves log p of a token in proportion to 1 - p: what a model is sure of stays, and a trained model
+    is surer than its base.
+    """
+    return [
+        [n * (_doubt(t) + _LEAST_DOUBT) / (_doubt(b) + _LEAST_DOUBT) for n, b, t in zip(*row, strict=True)]
+        for row in zip(noise, base, trained, strict=True)
+    ]
+
+
+def spread(measured: Rows) -> Spread:
+    """The two figures of some distances."""
+    return _spread(measured, HIGH)
+
+
+def upper_bound(measured: Rows) -> Spread:
+    """How large they may really be, given that few tokens were looked at.
 
     The mean's standard error has rows as clusters; the quantile is taken at the upper end of its binomial interval.
     """
-    return _bound(one, other, _CERTAINTY)
+    return _bound(measured, _CERTAINTY)
 
 
-def lower_bound(one: Rows, other: Rows) -> Spread:
-    """How far they surely lie apart: the other end of `upper_bound`."""
-    return _bound(one, other, -_CERTAINTY)
+def lower_bound(measured: Rows) -> Spread:
+    """How large they surely are: the other end of `upper_bound`."""
+    return _bound(measured, -_CERTAINTY)
 
 
 def effect(base: Rows, trained: Rows, served_base: Rows, served: Rows) -> Effect:
@@ -73,12 +90,10 @@ def effect(base: Rows, trained: Rows, served_base: Rows, served: Rows) -> Effect
     found = [s - b for b, s in zip(_flat(served_base), _flat(served), strict=True)]
     together = math.fsum(w * f for w, f in zip(wanted, found, strict=True))
     of_wanted, of_found = (math.fsum(x * x for x in side) for side in (wanted, found))
-    if not (of_wanted and of_found):
-        return Effect(0.0, 0.0, 0.0)
-    slope = together / of_wanted
-    unexplained = max(of_found - slope * together, 0.0)
-    error = math.sqrt(unexplained / of_wanted / len(wanted))
-    return Effect(slope, together / math.sqrt(of_wanted * of_found), _CERTAINTY * error)
+    return Effect(
+        slope=together / of_wanted if of_wanted else 0.0,
+        alignment=together / math.sqrt(of_wanted * of_found) if of_wanted and of_found else 0.0,
+    )
 
 
 def explained(stored: Rows, served: Rows) -> float:
@@ -99,21 +114,21 @@ def _flat(rows: Rows) -> list[float]:
     return list(chain.from_iterable(rows))
 
 
-def _distances(one: Rows, other: Rows) -> list[list[float]]:
-    return [[abs(a - b) for a, b in zip(*pair, strict=True)] for pair in zip(one, other, strict=True)]
+def _doubt(log_p: float) -> float:
+    """1 - p, within what rounding leaves of it."""
+    return min(max(-math.expm1(log_p), 0.0), 1.0)
 
 
-def _spread(distances: Rows, level: float) -> Spread:
-    flat = sorted(_flat(distances))
+def _spread(measured: Rows, level: float) -> Spread:
+    flat = sorted(_flat(measured))
     return Spread(math.fsum(flat) / len(flat), flat[max(0, math.ceil(level * len(flat)) - 1)])
 
 
-def _bound(one: Rows, other: Rows, certainty: float) -> Spread:
-    distances = _distances(one, other)
-    level = HIGH + certainty * math.sqrt(HIGH * (1 - HIGH) / sum(map(len, distances)))
-    found = _spread(distances, min(max(level, 0.0), 1.0))
+def _bound(measured: Rows, certainty: float) -> Spread:
+    level = HIGH + certainty * math.sqrt(HIGH * (1 - HIGH) / sum(map(len, measured)))
+    found = _spread(measured, min(max(level, 0.0), 1.0))
     # Few rows may be alike by chance: their tokens are asked too.
-    errors = (_standard_error(clusters, found.mean) for clusters in (distances, [[x] for x in _flat(distances)]))
+    errors = (_standard_error(clusters, found.mean) for clusters in (measured, [[x] for x in _flat(measured)]))
     return Spread(max(found.mean + certainty * max(errors), 0.0), found.high)
 
 

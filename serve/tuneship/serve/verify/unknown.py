@@ -6,7 +6,7 @@ import asyncio
 
 from tuneship.serve.verify.rows import Answers
 from tuneship.serve.verify.scorer import Scorer
-from tuneship.serve.verify.statistics import Rows, Spread, between, finite, upper_bound
+from tuneship.serve.verify.statistics import Rows, Spread, distances, finite, spread, upper_bound
 from tuneship.serve.verify.verdict import Fault, Outcome, Verdict
 
 _QUESTIONS = (
@@ -28,8 +28,8 @@ async def verify(scorer: Scorer, selector: str | None) -> Verdict:
     masks = [[0] + [1] * (len(ids) - 1) for ids in prompts]
     asked = Answers(list(prompts), masks, [], [])
     base, served = await asyncio.gather(asked.score(scorer, None), asked.score(scorer, selector))
-    noise = upper_bound(base, await asked.score_apart(scorer, None)).at_least(_NOTHING)
-    change = between(served, base)
+    noise = upper_bound(distances(base, await asked.score_apart(scorer, None))).at_least(_NOTHING)
+    change = spread(distances(served, base))
     return _verdict(served, noise, change)._replace(
         noise_floor=noise, deviation=change, rows=len(prompts), tokens=asked.tokens
     )

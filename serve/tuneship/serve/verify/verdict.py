@@ -40,7 +40,10 @@ class Verdict(NamedTuple):
     message: str
     hint: str = ""
     noise_floor: Spread = Spread(0.0, 0.0)
-    """Adapters: the served base against the stored one. Merged: what the server's arithmetic alone may do."""
+    """Adapters: what parts the served base from the stored one, carried over to the trained model, which is surer.
+    Merged: what the server's arithmetic alone may do."""
+    base_noise: Spread = Spread(0.0, 0.0)
+    """The served base against the stored one, as it was measured."""
     deviation: Spread = Spread(0.0, 0.0)
     """What answers, against the trained (or merged) model as it was stored."""
     limit: Spread = Spread(0.0, 0.0)

@@ -18,7 +18,13 @@ class Said(NamedTuple):
 def passed(measured: Measured, prompts: int) -> str:
     """The proof in one sentence."""
     rendered = "" if prompts else "; how chats are rendered was not compared, the evidence has none"
-    return f"{_distance(measured)}; the base would be {measured.power:.1f} limits away{rendered}"
+    bits = (
+        f"; the base is served in other bits than it was trained on, {measured.base_noise.mean:.3f} nats per token "
+        "away: the limit is the wider for it, and a wrong strength may pass"
+        if measured.other_bits
+        else ""
+    )
+    return f"{_distance(measured)}; the base would be {measured.power:.1f} limits away{bits}{rendered}"
 
 
 def too_weak(measured: Measured, *, merged: bool) -> Said:
@@ -26,7 +32,7 @@ def too_weak(measured: Measured, *, merged: bool) -> Said:
     why = "arithmetic alone may do as much" if merged else "the served base is too far from the one of training"
     return Said(
         f"the trained model and its base cannot be told apart here ({measured.power:.2f} limits): {why}, "
-        f"{measured.floor.mean:.3f} nats per token",
+        f"{(measured.floor if merged else measured.base_noise).mean:.3f} nats per token",
         "training changed these answers hardly: bring other held-out rows"
         if merged
         else "serve the base in the bits of training (--quantization nf4 for QLoRA), or look at more rows",
@@ -57,8 +63,8 @@ def fault(finding: Finding, measured: Measured, *, merged: bool) -> Said:
         )
     if finding.fault is Fault.OTHER_BASE:
         return Said(
-            f"another base is served than it was trained on: {measured.floor.mean:.3f} nats per token from the stored "
-            "one, more than any quantization makes",
+            f"another base is served than it was trained on: {measured.base_noise.mean:.3f} nats per token from the "
+            "stored one, more than any quantization makes",
             "serve the base that artifact.json names",
         )
     return Said(f"something else answers: {distance}, {strength} of the trained effect is there")
