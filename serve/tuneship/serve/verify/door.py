@@ -46,12 +46,13 @@ class DoorScorer:
             EndpointError: no answer, a refused key, or not a server of ours.
 
         """
-        cards = (await self._ask("GET", "/v1/models", None)).get("data") or [{}]
-        first = next((card for card in cards if card.get("parent") is None), cards[0])
-        if not isinstance(first.get("id"), str):
-            raise EndpointError(f"{self._url} serves no model")
-        self.base = first["id"]
-        return Served(self.base, tuple(card["id"] for card in cards if card is not first))
+        try:
+            cards = (await self._ask("GET", "/v1/models", None))["data"]
+            first = next((card for card in cards if card.get("parent") is None), cards[0])
+            self.base = first["id"]
+            return Served(self.base, tuple(card["id"] for card in cards if card is not first))
+        except (ServerFault, LookupError, TypeError, AttributeError) as error:
+            raise EndpointError(f"{self._url} does not say what it serves: {error}") from None
 
     async def logprobs(self, selector: str | None, rows: list[list[int]], starts: list[int]) -> list[list[float]]:
         """As `Scorer`.

@@ -1,0 +1,153 @@
+"""Both ways to a server: `verify` asks the same and reads the same, through the door's URL and behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from tuneship.core.errors import EndpointError, EngineError
+from tuneship.serve.catalog import Entry
+from tuneship.serve.upstream import Upstream
+from tuneship.serve.verify.door import DoorScorer, Served
+from tuneship.serve.verify.engine import EngineScorer
+
+BASE = Entry("org/base", "org/base@1", None, Path("/b"), "", "b")
+
+
+class Server:
+    """An engine (`/generate`) and a door (`/v1/logprobs`) in one: -id for each token."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict] = []
+        self.tokenizes = True
+        self.status = 200
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.json() if request.can_read_body else {}
+        self.bodies.append({"path": request.path, "key": request.headers.get("Authorization"), **body})
+        if self.status != 200:
+            return web.json_response({"message": "no"}, status=self.status)
+        if request.path == "/v1/tokenize" and not self.tokenizes:
+            return web.json_response({}, status=500)
+        answer = {
+            "/v1/models": lambda _: {
+                "data": [{"id": "sql", "parent": "b"}, {"id": BASE.name}, {"id": "mail", "parent": "b"}]
+            },
+            "/v1/tokenize": lambda _: {"tokens": [1, 2]},
+            "/v1/chat/completions": lambda _: {"choices": [{"prompt_token_ids": [3, 4]}]},
+            "/v1/logprobs": _as_door,
+            "/generate": _as_engine,
+        }[request.path]
+        return web.json_response(answer(body), headers={"x-tuneship-version": f"{body.get('model')}@1"})
+
+
+def _as_door(body: dict) -> dict:
+    rows = [[-float(i) for i in ids[start:]] for ids, start in zip(body["input_ids"], body["start"], strict=True)]
+    return {"data": [{"index": number, "token_logprobs": row} for number, row in enumerate(rows)]}
+
+
+def _as_engine(body: dict) -> list[dict]:
+    asked = zip(body["input_ids"], body["logprob_start_len"], strict=True)
+    rows = [[[None if i == 0 else -float(token), token, None] for i, token in enumerate(ids[s:])] for ids, s in asked]
+    return [{"meta_info": {"input_token_logprobs": row}} for row in rows]
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    scripted = Server()
+    app = web.Application(client_max_size=2**26)
+    app.router.add_route("*", "/{path:.*}", scripted.handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    scripted.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    yield scripted
+    await runner.cleanup()
+
+
+@pytest.fixture(params=["door", "engine"])
+async def scorer(server: Server, request: pytest.FixtureRequest) -> AsyncIterator[DoorScorer | EngineScorer]:
+    if request.param == "engine":
+        async with Upstream(server.url) as upstream:
+            yield EngineScorer(upstream, BASE)
+    else:
+        async with DoorScorer(f"{server.url}/v1/", "secret") as door:
+            assert await door.served() == Served("org/base", ("sql", "mail"))
+            yield door
+
+
+@pytest.mark.parametrize("selector", [None, "sql"])
+async def test_figures_from_each_start_on_in_requests_of_a_bounded_size(server, scorer, selector):
+    rows = [[7, 8, 9]] * 70 + [[5, 6]]
+    found = await scorer.logprobs(selector, rows, [1] * 70 + [0])
+    assert found[:70] == [[-8.0, -9.0]] * 70
+    assert found[70][1:] == [-6.0]
+    sent = [body for body in server.bodies if "input_ids" in body]
+    assert [len(body["input_ids"]) for body in sent] == [64, 7]
+    wanted = {"model": selector or "org/base"} if isinstance(scorer, DoorScorer) else {"lora_path": selector}
+    for body in sent:
+        assert {key: body.get(key) for key in wanted} == wanted
+
+
+async def test_a_prompt_as_the_server_renders_it(server, scorer):
+    assert await scorer.tokenize([{"role": "user", "content": "a"}]) == [1, 2]
+    server.tokenizes = False
+    assert await scorer.tokenize([{"role": "user", "content": "a"}]) == [3, 4]
+
+
+@pytest.mark.parametrize("status", [400, 404, 500, 503])
+async def test_a_server_that_refuses_or_fails(server, scorer, status):
+    server.status = status
+    for asked in (scorer.logprobs(None, [[1, 2]], [1]), scorer.tokenize([{"role": "user", "content": "a"}])):
+        with pytest.raises((EngineError, EndpointError)):
+            await asked
+
+
+async def test_the_door_is_asked_with_a_key_and_says_which_version_answered(server):
+    async with DoorScorer(server.url, "secret") as door:
+        await door.logprobs("sql", [[1, 2]], [1])
+    assert door.versions == {"sql": "sql@1"}
+    assert server.bodies[0]["key"] == "Bearer secret"
+    server.status = 401
+    async with DoorScorer(server.url) as door:
+        with pytest.raises(EndpointError, match="refused the key"):
+            await door.served()
+    server.status = 500
+    async with DoorScorer(server.url) as door:
+        with pytest.raises(EndpointError, match="does not say what it serves"):
+            await door.served()
+    async with DoorScorer("http://127.0.0.1:9") as door:
+        with pytest.raises(EndpointError, match="does not answer"):
+            await door.served()
+
+
+async def test_a_connection_that_the_engine_ends_after_a_500_takes_no_other_request_with_it():
+    """SGLang does not say that it will close it, and by then it is back in the pool."""
+
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        status = 200
+        while status == 200:
+            try:
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            except asyncio.IncompleteReadError:
+                break
+            await reader.readexactly(int(head.partition(b"content-length:")[2].split(b"\r\n")[0]))
+            status = 500 if b"tokenize" in head else 200
+            writer.write(b"HTTP/1.1 %d X\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}" % status)
+            await writer.drain()
+        await asyncio.sleep(0.002)
+        writer.close()
+
+    async def one(upstream: Upstream) -> None:
+        scorer = EngineScorer(upstream, BASE)
+        with pytest.raises(EngineError, match="does not say how it renders"):  # its second way answers {}
+            await scorer.tokenize([])
+
+    listening = await asyncio.start_server(engine, "127.0.0.1", 0)
+    async with listening, Upstream(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}") as upstream:
+        await asyncio.gather(*(one(upstream) for _ in range(50)))
