@@ -43,6 +43,8 @@ AT_ONCE = 16
 _WARM_UP = 0.1
 _GROWTH_BYTES = 32 << 20
 _GROWTH_FILES = 8
+_CONTEXT = 64
+"""A request that turns out to be in order, without `max_tokens`, generates as much as this allows."""
 _FORM = {"message", "type", "param", "code"}
 _TELLS = re.compile(r"Traceback|File \\?\"|site-packages|\.py\b|\.cc\b|/(?:home|root|tmp|usr|work|project|var)/")
 
@@ -203,6 +205,7 @@ def served(folder: Path, model: Path, adapters: Path | None) -> Iterator[Server]
     key = keys.add(folder / "keys.toml", "study")
     log = folder / "engine.log"
     argv = [sys.executable, "-m", "tuneship", "serve", str(model), "--port", "0", "--dtype", "float32"]
+    argv += ["--context-length", str(_CONTEXT)]
     argv += ["--keys", str(folder / "keys.toml"), "--endpoint-file", str(folder / "endpoint.json"), "--log", str(log)]
     argv += ["--adapters", str(adapters)] if adapters else []
     with subprocess.Popen(argv) as process:

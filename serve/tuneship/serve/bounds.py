@@ -12,7 +12,8 @@ that its own checks let pass:
 | `n` of a million | hangs |
 | `stop_regex` that backtracks, a chat template of the client's own | may hang: code of the client's |
 
-And `tools` with a chat template that shows none to the model: SGLang would leave them out without a word.
+And `tools` with a chat template that shows none to the model: SGLang would leave them out without a word, or answer
+with a call's JSON as plain text.
 
 Where OpenAI documents a limit it is the limit, and numbers must be numbers: SGLang would read them from strings too.
 What SGLang refuses itself is left to it.
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneship.core import checkpoint
+from tuneship.serve import tools
 from tuneship.serve.refusals import Refusal
 
 MAX_CHOICES = 128
@@ -68,7 +70,7 @@ class Facts(NamedTuple):
 def facts(model: Path) -> Facts:
     """Read them from the checkpoint in `model`."""
     template = checkpoint.chat_template(model)
-    return Facts(_tokens(model), not template or "tools" in template)
+    return Facts(_tokens(model), not template or bool(tools.parser(template)))
 
 
 def _tokens(model: Path) -> int:
@@ -103,10 +105,12 @@ def check(asked: Mapping[str, Any], base: Facts) -> None:
     template = asked.get("chat_template_kwargs")
     for name in sorted(_TEMPLATES_OWN & template.keys()) if isinstance(template, dict) else ():
         raise _refusal("chat_template_kwargs", f"cannot set {name!r}")
+    if not isinstance(asked.get("response_format"), dict | None):
+        raise _refusal("response_format", "must be an object")  # SGLang answers 500
     for key in ("response_format", "tools"):
         if any(_refers_to_itself(schema) for schema in _schemas(asked.get(key))):
             raise _refusal(key, "has a JSON schema that refers to itself and describes nothing")
-    if asked.get("tools") and not base.takes_tools and (asked.get("tool_choice") or "auto") == "auto":
+    if asked.get("tools") and not base.takes_tools and asked.get("tool_choice") != "none":
         raise _refusal("tools", "would never be seen: this model's chat template has none", code="tools_not_supported")
 
 

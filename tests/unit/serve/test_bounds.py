@@ -71,6 +71,8 @@ def tool(parameters: object) -> dict:
         (schema({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}), "response_format"),
         (schema({"properties": {"p": {"allOf": [{"$ref": "#/properties/p"}]}}}), "response_format"),
         (tool({"$ref": "#"}), "tools"),
+        ({"response_format": True}, "response_format"),
+        ({"response_format": ["json_object"]}, "response_format"),
     ],
     ids=str,
 )
@@ -96,7 +98,7 @@ def test_what_would_end_the_engine(asked, param):
         {"logit_bias": {"5": -100, "6": 0.5}},
         {"chat_template_kwargs": {"enable_thinking": False}},
         {"chat_template_kwargs": 3},
-        {"logit_bias": 3, "tools": 3, "response_format": 3},
+        {"logit_bias": 3, "tools": 3, "response_format": None},
         schema({"type": "object", "properties": {"next": {"$ref": "#"}}}),
         schema({"$ref": "#/$defs/a", "$defs": {"a": {"type": "array", "items": {"$ref": "#/$defs/a"}}}}),
         schema({"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "null"}}}),
@@ -111,7 +113,11 @@ def test_what_a_client_may_ask_for(asked):
 
 
 values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )
@@ -145,7 +151,8 @@ def test_tools_that_the_template_leaves_out(tmp_path: Path, template, takes):
         (tmp_path / "chat_template.jinja").write_text(template)
     found = bounds.facts(tmp_path)
     assert found.takes_tools is takes
-    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": None}):
+    named = {"type": "function", "function": {"name": "f"}}
+    for choice in ({}, {"tool_choice": "auto"}, {"tool_choice": "required"}, {"tool_choice": named}):
         asked = {**tool({"type": "object"}), **choice}
         if takes:
             bounds.check(asked, found)
@@ -153,13 +160,16 @@ def test_tools_that_the_template_leaves_out(tmp_path: Path, template, takes):
         with pytest.raises(Refusal) as caught:
             bounds.check(asked, found)
         assert caught.value.code == "tools_not_supported"
-    for choice in ("none", "required", {"type": "function", "function": {"name": "f"}}):
-        bounds.check({**tool({"type": "object"}), "tool_choice": choice}, found)
+    bounds.check({**tool({"type": "object"}), "tool_choice": "none"}, found)
     bounds.check({"tools": []}, found)
 
 
 def nested(depth: int, opening: str = "[", closing: str = "]") -> bytes:
     return f'{{"a": {opening * depth}1{closing * depth}}}'.encode()
+
+
+def test_the_longest_numbers():
+    assert bodies.parse(b'{"a": [9223372036854775807, -9223372036854775808, "99999999999999999999"]}')
 
 
 @pytest.mark.parametrize("body", [nested(99), nested(99, '{"a": ', "}"), b'{"a": [' + b"[]," * 500 + b"[]]}"])
@@ -172,6 +182,7 @@ def test_depths_that_everybody_reads(body):
     [
         *(nested(100), nested(100, '{"a": ', "}"), nested(900), nested(100_000)),
         *(b'{"a": 1e999}', b'{"a": -1e999}', b'{"a": Infinity}', b'{"a": NaN}', b'{"a": ' + b"9" * 5000 + b"}"),
+        *(b'{"a": 9223372036854775808}', b'{"a": [-9223372036854775809]}'),
         *(b'{"a": 1} {', b"null", b"\x00"),
     ],
     ids=lambda body: body[:20].decode(),
