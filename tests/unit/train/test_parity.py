@@ -48,7 +48,9 @@ def test_log_probabilities_do_not_depend_on_padding_or_order(tiny_model):
     torch.manual_seed(0)
     model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
     rows = [Encoded(list(range(5, 5 + n)), [IGNORED] * 2 + list(range(7, 5 + n))) for n in (9, 3, 6)]
+    rows[1] = rows[1]._replace(messages=[{"role": "user", "content": "a"}])
     reference = parity.measure_reference(model, rows, pad_id=0, dtype="float32")
+    assert [row.messages for row in reference] == [None, [{"role": "user", "content": "a"}], None]
     for row, known in zip(rows, reference, strict=True):
         ids = torch.tensor([row.input_ids])
         with torch.no_grad():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tuneship.core.errors import DataError
+from tuneship.core.parity import ReferenceRow
+from tuneship.serve.verify.rendering import first_difference
 from tuneship.train.template import IGNORED, ChatTemplate, end_token_ids
 
 CONVERSATION = [
@@ -84,6 +86,24 @@ def test_the_ids_before_an_answer_are_those_a_server_would_prefill(family):
     first = next(i for i, label in enumerate(encoded.labels) if label != IGNORED)
     served = template.tokenizer.apply_chat_template(CONVERSATION[:-1], add_generation_prompt=True, return_dict=False)
     assert encoded.input_ids[:first] == served
+
+
+@pytest.mark.parametrize("loss", ["assistant", "completion", "all"])
+def test_verify_finds_the_prompt_in_what_training_kept(family, loss):
+    template, _ = family
+    encoded = template.encode(CONVERSATION, loss)
+    row = ReferenceRow(
+        input_ids=encoded.input_ids,
+        loss_mask=encoded.loss_mask,
+        dtype="float32",
+        base=[],
+        trained=[],
+        messages=list(encoded.messages),
+    )
+    assert row.messages == CONVERSATION
+    served = template.tokenizer.apply_chat_template(row.messages[:-1], add_generation_prompt=True, return_dict=False)
+    assert first_difference(row, served) is None
+    assert first_difference(row, [*served[:-1], 0]) == len(served) - 1
 
 
 def test_there_is_one_bos_at_most(family):
