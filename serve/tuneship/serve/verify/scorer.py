@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 Message = dict[str, Any]
 _BATCH_ROWS = 64
-_BATCH_TOKENS = 32_768
-"""Of one request."""
+_BATCH_TOKENS = 1024
+"""Of one request. The engine prefills them in one step, for which everybody else's next token waits."""
 
 
 class Scorer(Protocol):

@@ -29,13 +29,15 @@ def passed(measured: Measured, prompts: int) -> str:
 
 def too_weak(measured: Measured, *, merged: bool) -> Said:
     """Nothing is wrong, and nothing is proven."""
-    why = "arithmetic alone may do as much" if merged else "the served base is too far from the one of training"
+    apart = f"the trained model and its base cannot be told apart here ({measured.power:.2f} limits)"
+    if measured.other_bits and not merged:
+        return Said(
+            f"{apart}: the served base is {measured.base_noise.mean:.3f} nats per token from the one of training",
+            "serve the base in the bits of training (--quantization nf4 for QLoRA)",
+        )
     return Said(
-        f"the trained model and its base cannot be told apart here ({measured.power:.2f} limits): {why}, "
-        f"{(measured.floor if merged else measured.base_noise).mean:.3f} nats per token",
-        "training changed these answers hardly: bring other held-out rows"
-        if merged
-        else "serve the base in the bits of training (--quantization nf4 for QLoRA), or look at more rows",
+        f"{apart}: training changed these answers by no more than arithmetic may",
+        "look at more rows, or train with held-out rows that show what was learnt",
     )
 
 
