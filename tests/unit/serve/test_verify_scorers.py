@@ -25,6 +25,7 @@ class Server:
         self.bodies: list[dict] = []
         self.tokenizes = True
         self.status = 200
+        self.cards = [{"id": "sql", "parent": "b"}, {"id": BASE.name}, {"id": "mail", "parent": "b"}]
         self.url = ""
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -35,9 +36,7 @@ class Server:
         if request.path == "/v1/tokenize" and not self.tokenizes:
             return web.json_response({}, status=500)
         answer = {
-            "/v1/models": lambda _: {
-                "data": [{"id": "sql", "parent": "b"}, {"id": BASE.name}, {"id": "mail", "parent": "b"}]
-            },
+            "/v1/models": lambda _: {"data": self.cards},
             "/v1/tokenize": lambda _: {"tokens": [1, 2]},
             "/v1/chat/completions": lambda _: {"choices": [{"prompt_token_ids": [3, 4]}]},
             "/v1/logprobs": _as_door,
@@ -120,6 +119,10 @@ async def test_the_door_is_asked_with_a_key_and_says_which_version_answered(serv
     server.status = 500
     async with DoorScorer(server.url) as door:
         with pytest.raises(EndpointError, match="does not say what it serves"):
+            await door.served()
+    server.status, server.cards = 200, server.cards[:1]
+    async with DoorScorer(server.url) as door:
+        with pytest.raises(EndpointError, match="shows no base"):
             await door.served()
     async with DoorScorer("http://127.0.0.1:9") as door:
         with pytest.raises(EndpointError, match="does not answer"):

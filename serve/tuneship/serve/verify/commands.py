@@ -73,17 +73,21 @@ def verify(
 
 async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: int, key: str) -> _Asked:
     from tuneship.core.artifact import EVIDENCE  # noqa: PLC0415
+    from tuneship.core.errors import EndpointError  # noqa: PLC0415
     from tuneship.serve import verify as face  # noqa: PLC0415
     from tuneship.serve.verify.door import DoorScorer  # noqa: PLC0415
 
     reference = face.read_evidence(opened.evidence if opened else path / EVIDENCE, rows, sys.maxsize)
     async with DoorScorer(url, key) as scorer:
         served = await scorer.served()
-        if opened and opened.manifest.kind != "adapter":
-            model = model or served.base
+        merged = opened is not None and opened.manifest.kind != "adapter"
+        model = model or (served.base if merged else opened.manifest.name if opened else "") or path.name
+        if model.partition("@")[0] not in (served.base, *served.adapters):
+            listed = ", ".join((served.base, *served.adapters))
+            raise EndpointError(f"{url} serves no model {model!r}", hint=f"say which with --model: {listed}")
+        if merged:
             verdict = await face.verify_merged(scorer, reference, selector=model)
         else:
-            model = model or (opened.manifest.name if opened else "") or path.name
             others = {name: name for name in served.adapters if name != model.partition("@")[0]}
             verdict = await face.verify(scorer, model, reference, others=others)
         return _Asked(model, scorer.versions.get(model, ""), verdict)

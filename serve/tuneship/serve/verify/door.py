@@ -48,9 +48,13 @@ class DoorScorer:
         """
         try:
             cards = (await self._ask("GET", "/v1/models", None))["data"]
-            first = next((card for card in cards if card.get("parent") is None), cards[0])
-            self.base = first["id"]
-            return Served(self.base, tuple(card["id"] for card in cards if card is not first))
+            models = [card["id"] for card in cards if card.get("parent") is None]
+            if not models:
+                raise EndpointError(
+                    f"{self._url} shows no base: the floor is measured on it", hint="use a key that may ask every model"
+                )
+            self.base = models[0]
+            return Served(self.base, tuple(card["id"] for card in cards if card["id"] != self.base))
         except (ServerFault, LookupError, TypeError, AttributeError) as error:
             raise EndpointError(f"{self._url} does not say what it serves: {error}") from None
 
