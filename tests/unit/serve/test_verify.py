@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuneship.core.errors import ParityError
+from tuneship.core.errors import ArtifactError, ParityError
 from tuneship.core.parity import ReferenceRow, read_reference, write_reference
 from tuneship.serve.verify import Fault, Outcome, Verdict, read_evidence, verify, verify_merged
 from tuneship.serve.verify.scorer import ServerFault, batches, prompt_ids
@@ -288,7 +288,8 @@ async def test_merged():
 def test_rows_are_chosen_evenly_within_their_budget(tmp_path):
     assert read_evidence(tmp_path) == []
     reference = make_world(rows=40, answer=30).reference
-    write_reference(tmp_path, [*reference, reference[0].model_copy(update={"loss_mask": [1] + [0] * 99})])
+    silent = [1] + [0] * (len(reference[0].input_ids) - 1)
+    write_reference(tmp_path, [*reference, reference[0].model_copy(update={"loss_mask": silent})])
     first = [row.input_ids[0] for row in read_evidence(tmp_path)]
     assert len(first) == 16
     assert (first[0], first[-1]) == (0, 37)
@@ -298,6 +299,14 @@ def test_rows_are_chosen_evenly_within_their_budget(tmp_path):
     assert 1 < len(few) < 10
     assert sum(len(row.input_ids) for row in few) <= 200
     assert len(read_evidence(tmp_path, tokens=1)) == 1, "one row is asked about, however long"
+
+
+@pytest.mark.parametrize("key", ["loss_mask", "base", "trained", "merged"])
+def test_evidence_whose_lists_do_not_fit_is_refused(tmp_path, key):
+    (row,) = make_world(rows=1).reference
+    write_reference(tmp_path, [row.model_copy(update={key: getattr(row, key)[:-1]})])
+    with pytest.raises(ArtifactError, match="not of one length"):
+        read_evidence(tmp_path)
 
 
 def test_evidence_from_before_conversations_were_kept_still_reads(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from tuneship.core.errors import ArtifactError
 from tuneship.core.parity import REFERENCE_FILE, ReferenceRow, read_reference
 from tuneship.serve.verify.scorer import Scorer
 from tuneship.serve.verify.statistics import Rows
@@ -22,12 +23,12 @@ def read_evidence(folder: Path, rows: int = ROWS, tokens: int = TOKENS) -> list[
     there is no reference.
 
     Raises:
-        ArtifactError: the reference cannot be read.
+        ArtifactError: the reference cannot be read, or has a row whose lists are not about the same tokens.
 
     """
     if not (folder / REFERENCE_FILE).is_file():
         return []
-    usable = [row for row in read_reference(folder) if any(row.loss_mask[1:])]
+    usable = [_checked(row, folder) for row in read_reference(folder) if any(row.loss_mask[1:])]
     count = min(rows, len(usable))
     chosen: list[ReferenceRow] = []
     for row in (usable[index * len(usable) // count] for index in range(count)):
@@ -35,6 +36,13 @@ def read_evidence(folder: Path, rows: int = ROWS, tokens: int = TOKENS) -> list[
         if tokens >= 0 or not chosen:
             chosen.append(row)
     return chosen
+
+
+def _checked(row: ReferenceRow, folder: Path) -> ReferenceRow:
+    lists = (row.loss_mask, row.base, row.trained, row.input_ids if row.merged is None else row.merged)
+    if any(len(figures) != len(row.input_ids) for figures in lists):
+        raise ArtifactError(f"{folder / REFERENCE_FILE}: a row's lists are not of one length", hint="train again")
+    return row
 
 
 class Answers(NamedTuple):
