@@ -246,7 +246,7 @@ def _method(draw: random.Random, target: Target) -> bytes:
     return http(path, json.dumps(body).encode(), target.key, draw.choice(_METHODS))
 
 
-def _headers(draw: random.Random, target: Target) -> bytes:
+def _headers(draw: random.Random, target: Target) -> Malformed:
     path, body = valid(draw, target)
     bombs = (
         [("X-Bomb", "x" * draw.choice((20_000, 70_000)))],
@@ -261,7 +261,9 @@ def _headers(draw: random.Random, target: Target) -> bytes:
         [("X-Bad", "a\x00b")],
         [("Host", "other")],
     )
-    return http(path, json.dumps(body).encode(), target.key, headers=draw.choice(bombs))
+    chosen = draw.choice(bombs)
+    sent = http(path, json.dumps(body).encode(), target.key, headers=chosen)
+    return Malformed("headers", sent, unanswered=chosen[0][0] == "Transfer-Encoding")
 
 
 def _key(draw: random.Random, target: Target) -> bytes:
