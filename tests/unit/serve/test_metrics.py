@@ -52,12 +52,12 @@ def test_requests_tokens_and_latencies_of_a_version():
 
 def test_a_value_on_a_bound_is_in_its_bucket():
     metrics = counting()
-    for value in (0.002, 0.0021, 1000.0):
+    for value in (0.005, 0.0051, 1000.0):
         metrics.answered(Answer(SQL, 200, ttft_s=value))
     page = samples(metrics.text())
     counts = [
         page["tuneship_time_to_first_token_seconds_bucket", "sql", le, SQL]
-        for le in ("0.002", "0.003", "300.0", "+Inf")
+        for le in ("0.005", "0.0075", "60.0", "+Inf")
     ]
     assert counts == [1, 2, 2, 3]
 
@@ -132,7 +132,7 @@ def test_the_snapshot_is_strict_json():
         "completion_tokens": 5,
     }
     buckets = dict(version["ttft_s"]["buckets"])
-    assert (buckets[0.03], buckets[0.05], buckets[300.0], version["ttft_s"]["count"]) == (0, 1, 1, 2)
+    assert (buckets[0.03], buckets[0.05], buckets[60.0], version["ttft_s"]["count"]) == (0, 1, 1, 2)
 
 
 def test_an_engines_shared_folder_gets_no_file(tmp_path: Path):
