@@ -105,6 +105,11 @@ def method(serve: Serve, weights_method: str, machine: Hardware) -> Method:
     if weights_method == "nf4":
         _refuse_for_nf4(serve, machine)
         return "nf4"
+    if weights_method != "none" and not machine.gpus:
+        raise PreflightError(
+            f"the model's weights are {weights_method}, and SGLang's kernels for that need a GPU",
+            hint="serve its original; --quantization nf4 runs on a CPU",
+        )
     if serve.quantization == "fp8":
         if weights_method != "none":
             raise PreflightError(f"the model is quantized already ({weights_method})", hint="leave --quantization out")

@@ -221,6 +221,19 @@ def test_a_base_packed_by_bitsandbytes_has_its_true_shapes(base: Path, tmp_path:
     assert preflight.read_base(ModelSource("the-base", "", base)).linear == {module: (4, 8)}
 
 
+@pytest.mark.parametrize(("dtype", "width"), [("I64", 8), ("I32", 4)])
+def test_a_base_packed_by_compressed_tensors_has_its_true_shapes(base: Path, dtype: str, width: int):
+    module = "model.layers.0.self_attn.k_proj"
+    sizes = b"".join(size.to_bytes(width, "little") for size in (4, 64))
+    packed = {
+        f"{module}.weight_packed": {"dtype": "I32", "shape": [4, 8], "data": bytes(128)},
+        f"{module}.weight_scale": {"dtype": "BF16", "shape": [4, 1], "data": bytes(8)},
+        f"{module}.weight_shape": {"dtype": dtype, "shape": [2], "data": sizes},
+    }
+    write_raw(packed, base / "model.safetensors")
+    assert preflight.read_base(ModelSource("the-base", "", base)).linear == {module: (4, 64)}
+
+
 # Settings
 
 

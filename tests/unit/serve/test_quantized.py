@@ -185,3 +185,10 @@ def test_fp8_is_a_gpus():
         quantized.method(Serve(quantization="fp8"), "awq", H100)
     with pytest.raises(PreflightError, match="needs a GPU"):
         quantized.method(Serve(quantization="fp8"), "none", CPU)
+
+
+@pytest.mark.parametrize("stored", ["compressed-tensors", "awq", "gptq"])
+def test_what_is_packed_otherwise_is_a_gpus(stored: str):
+    assert quantized.method(Serve(), stored, H100) == "none", "SGLang reads the format itself"
+    with pytest.raises(PreflightError, match=f"{stored}, and SGLang's kernels"):
+        quantized.method(Serve(), stored, CPU)

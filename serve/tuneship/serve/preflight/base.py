@@ -14,6 +14,8 @@ from tuneship.serve import tensors
 
 _NF4 = ".quant_state.bitsandbytes__nf4"
 """Beside a weight that bitsandbytes has packed: its state as JSON, the true shape in it."""
+_PACKED_SHAPE = ".weight_shape"
+"""Beside a weight that compressed-tensors has packed: its true shape, two integers."""
 
 
 class BaseModel(NamedTuple):
@@ -53,6 +55,10 @@ def _linear(folder: Path) -> dict[str, tuple[int, int]]:
         for key, tensor in tensors.headers(file).items():
             if key.endswith(_NF4):
                 unpacked[key.removesuffix(_NF4)] = tuple(json.loads(tensors.read_bytes(file, tensor))["shape"])
+            elif key.endswith(_PACKED_SHAPE):
+                raw, width = tensors.read_bytes(file, tensor), 8 if tensor.dtype == "I64" else 4
+                shape = tuple(int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width))
+                unpacked[f"{key.removesuffix(_PACKED_SHAPE)}.weight"] = shape
             else:
                 shapes[key] = tensor.shape
     return {
