@@ -27,6 +27,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +48,8 @@ PROMPTS, ANSWER_TOKENS = 12, 16
 STREAMS, STREAM_TOKENS = 8, 48
 ADAPTERS = ("first", "second")
 RANK = 8
+LOUD = 0.05
+"""Of the random weights: an adapter at 0.01 says what its base says."""
 START_S = 600
 
 
@@ -141,7 +144,7 @@ def _row(name: str, model: str, base: Path, adapters: Path, folder: Path) -> Row
         for who in dict.fromkeys(answer.model for answer in answers)
     }
     first, *others = agreed  # the base's answers come first
-    apart = all(_differs(answers, first, other) for other in others)
+    apart = all(_differs(answers, *pair) for pair in combinations((first, *others), 2))
     return Row(
         **about, loads=True, base=agreed[first], adapters={name: agreed[name] for name in others}, adapters_apart=apart,
         cuda_graphs=graphs, memory_bytes=memory, tokens_per_s=round(tokens_per_s, 1),
@@ -288,9 +291,9 @@ def _greedy(base: Path, adapter: Path | None, prompts: list[list[int]], dtype: s
     return found
 
 
-def _differs(answers: list[Answer], base: str, other: str) -> bool:
-    """Whether `other` mostly says something else than the base."""
-    mine, theirs = ([answer.ids for answer in answers if answer.model == who] for who in (base, other))
+def _differs(answers: list[Answer], one: str, other: str) -> bool:
+    """Whether two models mostly say something else."""
+    mine, theirs = ([answer.ids for answer in answers if answer.model == who] for who in (one, other))
     return sum(a != b for a, b in zip(mine, theirs, strict=True)) > len(mine) / 2
 
 
@@ -308,7 +311,7 @@ def _write_adapters(base: Path, folder: Path) -> Path:
         wrapped = get_peft_model(model, config)
         for key, parameter in wrapped.named_parameters():
             if "lora_B" in key:
-                torch.nn.init.normal_(parameter, std=0.01)
+                torch.nn.init.normal_(parameter, std=LOUD)
         wrapped.save_pretrained(folder / name)
     return folder
 

@@ -30,7 +30,7 @@ class Row(_Record):
     base: Agreement | None = None
     adapters: dict[str, Agreement] = {}
     adapters_apart: bool | None = None
-    """Whether each adapter mostly says something else than the base."""
+    """Whether base and adapters mostly say something else, each of them."""
     lora: bool | None = None
     """Of an earlier measurement, which has no answers to count: whether LoRA was served."""
     cuda_graphs: bool | None = None
