@@ -63,6 +63,8 @@ class Answer(NamedTuple):
     code: str = ""
     fault: str = ""
     """Why it is none that we would want; empty: it is."""
+    asked: str = ""
+    """The request's body, where the engine answered 500."""
 
 
 class Held(NamedTuple):
@@ -134,7 +136,7 @@ async def study(server: Server, arguments: argparse.Namespace) -> dict[str, Any]
         "sent": sent,
         "statuses": _table(answers),
         "codes": dict(Counter(answer.code for answer in answers if answer.code).most_common()),
-        "engines_500": sum(answer.status == 502 for answer in answers),
+        "engines_500": [answer.asked for answer in answers if answer.status == 502],
         "faults": dict(faults),
         "grew": {
             "rss_bytes": after.rss_bytes - held.rss_bytes,
@@ -196,7 +198,8 @@ def judged(case: Malformed, received: bytes) -> Answer:
     except (ValueError, LookupError, TypeError, AttributeError):
         return Answer(case.kind, status, fault=f"{status} not in OpenAI's form")
     fault = f"{status} {error['code']}" if status >= 500 and status != 502 else ""
-    return Answer(case.kind, status, str(error["code"]), fault if in_form else "another form")
+    asked = case.sent.partition(b"\r\n\r\n")[2].decode(errors="replace")[:500] if status == 502 else ""
+    return Answer(case.kind, status, str(error["code"]), fault if in_form else "another form", asked)
 
 
 @contextmanager

@@ -18,8 +18,10 @@ _LONGEST_NAME = 100
 _LONGEST_MESSAGE = 1000
 """SGLang repeats what it could not read, which may be the whole body."""
 _NO_WORDS = "The inference engine refused this request."
-_PLACES = re.compile(r"(?:\[[\d:]+\] )?(?<![\w:/.])(?:/[\w.+-]+){2,}(?::\d+)?:?")
-"""Paths, and where in whose source something was refused: the grammar compiler says so."""
+_PLACES = re.compile(
+    r"\s*File \"[^\"]*\", line \d+.*|(?:\[[\d:]+\] )?(?<![\w:/.])(?:/[\w.+-]+){2,}(?::\d+)?:?", re.DOTALL
+)
+"""Where in whose source something was refused, to the end of what a traceback says, and paths."""
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 

@@ -304,6 +304,7 @@ async def test_an_engine_that_dies_before_it_answers(door, engine):
         (400, {"error": {"message": "nested"}}, 400, "nested"),
         (400, {"message": "[03:14:58] /project/cpp/x.cc:29: No type"}, 400, "... No type"),
         (400, {"message": "x" * 5000}, 400, "x" * 1000),
+        (400, {"message": 'bad\n\n  File "/a/b.py", line 3, in f\n    POST /v1/x'}, 400, "bad..."),
         (422, ["odd"], 422, "The inference engine refused this request."),
         (500, {"message": "/secret/path is missing"}, 502, "The inference engine failed on this request."),
         (503, {}, 503, "The inference engine is not available."),
