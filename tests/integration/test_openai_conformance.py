@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+import httpx
 import jsonschema
 import openai
 import pytest
@@ -203,6 +205,28 @@ def test_errors_are_the_clients_classes(client, server, secrets):
 )
 def test_where_sglang_is_another(client, asked, what_sglang_does):
     assert what_sglang_does(client.chat.completions.create(model=BASE, messages=HELLO, **{"max_tokens": 2, **asked}))
+
+
+def test_a_client_that_leaves_ends_the_engines_work(client, server, secrets):
+    def counted(name: str) -> float:
+        page = httpx.get(f"{server.endpoint.url}/metrics", headers={"Authorization": f"Bearer {secrets[1]}"}).text
+        return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith(f"sglang:{name}{{"))
+
+    finished = counted("num_requests_total")
+    asked = {"model": BASE, "messages": HELLO, "max_tokens": 1900, "extra_body": {"ignore_eos": True}}
+    stream = client.chat.completions.create(**asked, stream=True)
+    next(iter(stream))
+    stream.close()
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5).chat.completions.create(**asked)
+    # The engine's figures follow its work: every look needs some. SGLang ends a stream's work 2 s after its reader.
+    deadline, looks = time.monotonic() + 20, 0
+    while looks == 0 or counted("num_running_reqs"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+        client.chat.completions.create(model=BASE, messages=HELLO, max_tokens=1)
+        looks += 1
+    assert counted("num_requests_total") - finished == looks, "neither came to its end"
 
 
 def test_no_prompt_was_written_down(client, server):
