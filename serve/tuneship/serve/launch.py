@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from tuneship.core import checkpoint
 from tuneship.core.cache import cache_dir
 from tuneship.core.hardware import Hardware
 from tuneship.core.recipe import Serve
-from tuneship.serve import quantized
+from tuneship.serve import quantized, tools
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.preflight import PROJECTIONS
 from tuneship.serve.sglang_plugin.platform import ENGINE_VARIABLE
@@ -68,6 +69,7 @@ class EngineConfig:
     quantization: quantized.Method = "none"
     lora: LoraLimits | None = None
     adapters: tuple[LoadedAdapter, ...] = ()
+    tool_parser: str = ""
     extra_args: tuple[str, ...] = ()
 
 
@@ -91,6 +93,7 @@ def configure(
         quantization=quantized.method(serve, catalog.weights, hardware),
         lora=LoraLimits(serve.max_loras, serve.max_rank) if catalog.mode == "adapters" else None,
         adapters=tuple(adapters),
+        tool_parser=tools.parser(checkpoint.chat_template(catalog.model_path)),
         extra_args=serve.extra_args,
     )
 
@@ -106,8 +109,8 @@ def flags(config: EngineConfig) -> list[str]:
         # Our readiness check is the warm-up: one generated token from every model that is served.
         "--skip-server-warmup",
         "--enable-metrics",
-        # By the chat template: without a parser a model is offered `tools`, and its calls come back as plain text.
-        *("--tool-call-parser", "auto"),
+        # Without one a model's tool calls come back as plain text.
+        *(("--tool-call-parser", config.tool_parser) if config.tool_parser else ()),
         *(("--context-length", str(config.context_length)) if config.context_length else ()),
         *(("--mem-fraction-static", str(config.memory_fraction)) if config.memory_fraction else ()),
         *_QUANTIZATION_FLAGS[config.quantization],

@@ -44,8 +44,6 @@ def test_adapters_on_a_cpu():
             "float32",
             "--skip-server-warmup",
             "--enable-metrics",
-            "--tool-call-parser",
-            "auto",
             "--max-total-tokens",
             "20000",
             "--max-running-requests",
@@ -93,8 +91,6 @@ def test_a_merged_model_on_a_gpu():
             "bfloat16",
             "--skip-server-warmup",
             "--enable-metrics",
-            "--tool-call-parser",
-            "auto",
             "--context-length",
             "4096",
             "--mem-fraction-static",
@@ -116,6 +112,13 @@ def test_a_merged_model_on_a_gpu():
 def test_quantization(serve: Serve, catalog: Catalog, words: str):
     assert words in " ".join(flags(configure(serve, catalog, H100, 31000)))
     assert "--quantization" not in flags(configure(Serve(), ADAPTERS, H100, 31000))
+
+
+def test_tool_calls_are_read_as_the_template_writes_them(tmp_path):
+    (tmp_path / "chat_template.jinja").write_text("{% if tools %}<tool_call>{% endif %}")
+    catalog = Catalog("merged", (BASE._replace(path=tmp_path),))
+    assert "--tool-call-parser qwen" in " ".join(flags(configure(Serve(), catalog, CPU, 31000)))
+    assert "--tool-call-parser" not in flags(configure(Serve(), MERGED, CPU, 31000))
 
 
 def test_the_engine_never_listens_where_the_door_does():
