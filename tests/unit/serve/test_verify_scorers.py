@@ -133,6 +133,7 @@ async def test_a_connection_that_the_engine_ends_after_a_500_takes_no_other_requ
     """SGLang does not say that it will close it, and by then it is back in the pool."""
 
     async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(asyncio.current_task())
         status = 200
         while status == 200:
             try:
@@ -145,12 +146,15 @@ async def test_a_connection_that_the_engine_ends_after_a_500_takes_no_other_requ
             await writer.drain()
         await asyncio.sleep(0.002)
         writer.close()
+        await writer.wait_closed()
 
     async def one(upstream: Upstream) -> None:
         scorer = EngineScorer(upstream, BASE)
         with pytest.raises(EngineError, match="does not say how it renders"):  # its second way answers {}
             await scorer.tokenize([])
 
+    connections: list = []
     listening = await asyncio.start_server(engine, "127.0.0.1", 0)
     async with listening, Upstream(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}") as upstream:
         await asyncio.gather(*(one(upstream) for _ in range(50)))
+    await asyncio.gather(*connections)
