@@ -85,7 +85,7 @@ class Deployer:
         if alias == self._routes.base.name:
             raise PreflightError(f"the base is called {alias}", hint="--alias NAME gives the adapter another name")
         known = self._registry.find(f"{alias}@{checked.content_id[:12]}")
-        if known is None or known.state is State.UNLOADED:
+        if known is None or known.state not in SERVED:  # one that comes or goes is refused there
             known = await self._bring_in(checked, alias, path, pinned=pinned, actor=actor)
         return self._give(known, weight, actor)
 
@@ -125,11 +125,10 @@ class Deployer:
                 new, and is unloaded when they end.
 
         """
-        versions = self._of(name)
-        try:
-            leaving = [self._registry.drain(v.name, actor, whole_alias="@" not in name) for v in versions]
-        finally:
-            self._refresh()  # also where one of them is just being loaded, and the others are drained by now
+        # First those on their way in: they are refused, and then nothing has changed.
+        versions = sorted(self._of(name), key=lambda v: v.state is not State.CHECKED)
+        leaving = [self._registry.drain(v.name, actor, whole_alias="@" not in name) for v in versions]
+        self._refresh()
         endings = [self._end(version, actor) for version in leaving]
         done, waiting = await asyncio.wait(endings, timeout=timeout_s)
         for ending in done:
@@ -252,11 +251,11 @@ class Deployer:
                 self._gone(version, actor)
                 return None
             finally:
-                del self._endings[version.name]
+                del self._endings[version.selector]
 
-        if version.name not in self._endings:
-            self._endings[version.name] = asyncio.create_task(ending())
-        return self._endings[version.name]
+        if version.selector not in self._endings:  # an earlier load of it may still be ending
+            self._endings[version.selector] = asyncio.create_task(ending())
+        return self._endings[version.selector]
 
     def _gone(self, version: Version, actor: str) -> None:
         now = self._registry.find(version.name)

@@ -1,0 +1,314 @@
+"""What comes and goes while a server runs, with an engine that refuses, hangs and breaks off; the books agree after."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from tuneship.core.errors import EngineError, ParityError, PreflightError, RegistryError, TuneshipError
+from tuneship.serve import deploy, engine_adapters
+from tuneship.serve.catalog import Entry
+from tuneship.serve.deploy import Books, Deployer, Engine
+from tuneship.serve.metrics import Live, Metrics
+from tuneship.serve.preflight import CheckedAdapter
+from tuneship.serve.registry import Registry, State, Version
+from tuneship.serve.routes import Routes
+from tuneship.serve.slots import Slots
+from tuneship.serve.store import AdapterStore
+from tuneship.serve.supervisor import Patience, Phase, Supervisor
+from tuneship.serve.upstream import Upstream
+
+BASE = Entry("org/base", "org/base@1", None, Path("/b"), "", "b")
+LOAD, UNLOAD, GENERATE = "/load_lora_adapter", "/unload_lora_adapter", "/generate"
+
+
+class ScriptedEngine:
+    """Loads and unloads as SGLang 0.5.17 does; `faults` says how a path fails instead: a status, "hang" or "drop"."""
+
+    def __init__(self) -> None:
+        self.adapters: set[str] = set()
+        self.faults: dict[str, int | str] = {}
+        self.asked: list[str] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.asked.append(request.path)
+        fault = self.faults.get(request.path)
+        if fault == "hang":
+            await asyncio.sleep(60)
+        if fault == "drop":
+            request.transport.abort()
+        if isinstance(fault, int):
+            return web.json_response({"error_message": "as it was told"}, status=fault)
+        name = body.get("lora_name") or body["lora_path"]
+        if request.path == LOAD:
+            self.adapters.add(name)
+        elif name not in self.adapters:
+            return web.json_response({"error_message": f"{name} is not loaded"}, status=400)
+        elif request.path == UNLOAD:
+            self.adapters.remove(name)
+        return web.json_response({})
+
+
+class World:
+    """A deployer and all that it writes to."""
+
+    def __init__(self, folder: Path, facts_check: Any, registry: Registry, upstream: Upstream) -> None:
+        self.engine = ScriptedEngine()
+        self.registry, self.copies = registry, folder / "copies"
+        self.routes, self.metrics = Routes(BASE), Metrics(Live)
+        self.supervisor = Supervisor(lambda: pytest.fail("nothing starts here"), folder / "log", upstream, Patience())
+        self.verdict: asyncio.Future[str] | str | TuneshipError = "passed"
+        self._check = facts_check
+        books = Books(registry, AdapterStore(self.copies), self.routes, self.metrics, Slots(4))
+        self.deployer = Deployer(books, Engine(self.supervisor, upstream), self, self.verify)  # type: ignore[arg-type]
+
+    def phase(self, phase: Phase) -> None:
+        self.supervisor.phase = phase
+        (self.supervisor._ready.set if phase is Phase.READY else self.supervisor._ready.clear)()
+
+    def start(self) -> None:
+        """As the checker's."""
+
+    async def check(self, path: Path) -> CheckedAdapter:
+        return self._check(path)
+
+    async def verify(self, _: Version, __: Path) -> str:
+        if isinstance(self.verdict, TuneshipError):
+            raise self.verdict
+        return self.verdict if isinstance(self.verdict, str) else await self.verdict
+
+    def states(self) -> dict[str, State]:
+        return {version.name: version.state for version in self.registry.versions()}
+
+    def agree(self) -> None:
+        """Registry, door, files and engine tell the same."""
+        here = [version for version in self.registry.versions() if version.state is not State.UNLOADED]
+        assert self.engine.adapters == {version.selector for version in here}
+        assert set(self.copies.glob("*")) == {version.path for version in here}
+        for version in self.registry.versions():
+            lease = self.routes.lease(version.name)
+            assert (lease is not None) == (version in here)
+            if lease:
+                lease.release()
+        live = {version.alias for version in here if version.state is State.LIVE}
+        assert {entry.name for entry in self.routes.entries} == {BASE.name, *live}
+
+
+@pytest.fixture
+async def world(tmp_path: Path, check) -> AsyncIterator[World]:
+    with Registry.open(tmp_path / "registry.sqlite", "b", "org/base") as registry:
+        async with Upstream() as upstream:
+            made = World(tmp_path, check, registry, upstream)
+            app = web.Application()
+            app.router.add_post("/{path:.*}", made.engine.handle)
+            runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            upstream.open(f"http://127.0.0.1:{runner.addresses[0][1]}")
+            made.phase(Phase.READY)
+            yield made
+            await runner.cleanup()
+
+
+@pytest.fixture
+def adapters(make_adapter) -> list[Path]:
+    """Three different ones."""
+    return [make_adapter(name, config={"revision": name}) for name in ("one", "two", "three")]
+
+
+async def test_the_first_answers_and_the_next_waits(world, adapters):
+    first = await world.deployer.load(adapters[0], alias="sql", pinned=True)
+    second = await world.deployer.load(adapters[1], alias="sql")
+    assert (first.state, first.pinned, second.state) == (State.LIVE, True, State.LOADED)
+    assert (await world.deployer.load(adapters[1], alias="sql", weight=0.25)).state is State.CANARY
+    world.agree()
+    assert world.deployer.promote("sql").name == second.name
+    assert world.deployer.rollback("sql").name == first.name
+    assert world.deployer.weigh(second.name, 1).state is State.LIVE
+    assert world.engine.asked.count(LOAD) == 2
+    world.agree()
+
+
+@pytest.mark.parametrize(
+    ("path", "fault", "error"),
+    [
+        (LOAD, 400, PreflightError),
+        (LOAD, 500, EngineError),
+        (LOAD, "hang", EngineError),
+        (LOAD, "drop", EngineError),
+        (GENERATE, 400, PreflightError),
+        (GENERATE, "drop", EngineError),
+    ],
+)
+async def test_what_the_engine_does_not_load_leaves_nothing(world, adapters, monkeypatch, path, fault, error):
+    monkeypatch.setattr(engine_adapters, "LOAD_S", 0.3)
+    await world.deployer.load(adapters[0], alias="sql")
+    world.engine.faults[path] = fault
+    with pytest.raises(error):
+        await world.deployer.load(adapters[1], alias="sql")
+    world.agree()
+    world.engine.faults.clear()
+    assert (await world.deployer.load(adapters[1], alias="sql")).generation == 2
+    world.agree()
+
+
+async def test_what_is_refused_before_leaves_nothing(world, adapters, make_adapter, monkeypatch):
+    with pytest.raises(PreflightError):
+        await world.deployer.load(make_adapter("odd", config={"use_dora": True}))
+    with pytest.raises(PreflightError, match="the base is called"):
+        world.routes._base = BASE._replace(name="base")
+        await world.deployer.load(adapters[0], alias="base")
+    world.routes._base = BASE
+    world.phase(Phase.RESTARTING)
+    monkeypatch.setattr(deploy, "_READY_S", 0.1)
+    with pytest.raises(EngineError, match="the engine is restarting"):
+        await world.deployer.load(adapters[0])
+    assert not world.states()
+    world.agree()
+
+
+async def test_what_is_not_what_was_trained_is_unloaded(world, adapters):
+    world.verdict = ParityError("another model")
+    with pytest.raises(ParityError):
+        await world.deployer.load(adapters[0], alias="sql")
+    assert list(world.states().values()) == [State.UNLOADED]
+    world.agree()
+
+
+async def test_a_load_that_is_broken_off_is_undone(world, adapters):
+    world.verdict = asyncio.get_running_loop().create_future()
+    loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
+    await until(lambda: GENERATE in world.engine.asked)
+    loading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await loading
+    world.agree()
+
+
+async def test_one_that_comes_or_goes_is_not_loaded_again(world, adapters):
+    await world.deployer.load(adapters[0], alias="sql")
+    verdict = world.verdict = asyncio.get_running_loop().create_future()
+    loading = asyncio.create_task(world.deployer.load(adapters[1], alias="sql"))
+    await until(lambda: world.engine.asked.count(GENERATE) == 2)
+    with pytest.raises(RegistryError):  # it may yet fail
+        await world.deployer.load(adapters[1], alias="sql")
+    before = world.states()
+    with pytest.raises(RegistryError):  # neither of the two, or a drained one would never end
+        await world.deployer.unload("sql")
+    assert world.states() == before
+    verdict.set_result("passed")
+    version = await loading
+    world.agree()
+    lease = world.routes.lease(version.name)
+    with pytest.raises(EngineError, match="1 requests in flight"):
+        await world.deployer.unload(version.name, timeout_s=0.05)
+    assert world.routes.lease(version.name) is None
+    with pytest.raises(RegistryError):
+        await world.deployer.load(adapters[1], alias="sql")
+    lease.release()
+    await until(lambda: world.states()[version.name] is State.UNLOADED)
+    world.agree()
+
+
+async def test_a_live_version_leaves_last_or_with_all(world, adapters):
+    first = await world.deployer.load(adapters[0], alias="sql")
+    await world.deployer.load(adapters[1], alias="sql", weight=0.5)
+    with pytest.raises(RegistryError):
+        await world.deployer.unload(first.name)
+    with pytest.raises(RegistryError, match="there is no csv here"):
+        await world.deployer.unload("csv")
+    assert {version.state for version in await world.deployer.unload("sql")} == {State.UNLOADED}
+    world.agree()
+
+
+@pytest.mark.parametrize("fault", ["hang", "drop", 500])
+async def test_an_engine_that_does_not_unload_keeps_it_from_answering(world, adapters, monkeypatch, fault):
+    monkeypatch.setattr(engine_adapters.unload, "__defaults__", (0.2,))
+    version = await world.deployer.load(adapters[0], alias="sql")
+    world.engine.faults[UNLOAD] = fault
+    with pytest.raises(EngineError):
+        await world.deployer.unload("sql")
+    assert world.states() == {version.name: State.DRAINING}
+    assert world.routes.lease("sql") is None
+    world.engine.faults.clear()
+    assert [gone.state for gone in await world.deployer.unload("sql")] == [State.UNLOADED]
+    world.agree()
+
+
+async def test_an_ending_of_the_last_engine_does_not_stand_for_this_ones(world, adapters):
+    version = await world.deployer.load(adapters[0], alias="sql")
+    lease = world.routes.lease("sql")  # of a client that reads slowly, and of an engine that is gone
+    with pytest.raises(EngineError):
+        await world.deployer.unload("sql", timeout_s=0.05)
+    world.engine.adapters.clear()
+    assert world.deployer.restored() == []
+    again = await world.deployer.load(adapters[0], alias="sql")
+    assert again.generation == version.generation + 1
+    unloading = asyncio.create_task(world.deployer.unload("sql"))
+    await asyncio.sleep(0.05)
+    lease.release()
+    assert [gone.state for gone in await unloading] == [State.UNLOADED]
+    world.agree()
+
+
+async def test_a_name_means_the_only_candidate(world, adapters):
+    with pytest.raises(RegistryError, match="there is no sql here"):
+        world.deployer.promote("sql")
+    await world.deployer.load(adapters[0], alias="sql")
+    with pytest.raises(RegistryError, match="no version beside the live one"):
+        world.deployer.promote("sql")
+    second = await world.deployer.load(adapters[1], alias="sql")
+    await world.deployer.load(adapters[2], alias="sql")
+    with pytest.raises(RegistryError, match="2 candidates"):
+        world.deployer.promote("sql")
+    world.deployer.weigh(second.name, 0.1)
+    assert world.deployer.promote("sql").name == second.name
+
+
+async def test_the_adapters_of_a_start(world, adapters, check, capsys):
+    def entry(path: Path) -> Entry:
+        made = check(path)
+        return Entry("sql", f"sql@{made.content_id[:12]}", "s", path, made.content_id, "b")
+
+    fresh = world.deployer.seed([entry(adapters[0])])
+    world.engine.adapters = {version.selector for version, _ in fresh}
+    assert [version.state for version in world.deployer.restored()] == [State.CHECKED]
+    await world.deployer.settle(fresh)
+    first = fresh[0][0].name
+    assert world.states() == {first: State.LIVE}
+    assert world.deployer.seed([entry(adapters[0])]) == []
+
+    fresh = world.deployer.seed([entry(adapters[1])])
+    world.engine.adapters |= {version.selector for version, _ in fresh}
+    await world.deployer.settle(fresh)
+    assert f"it answers in place of {first}" in capsys.readouterr().err
+    world.agree()
+    await world.deployer.unload(first)
+    assert world.deployer.seed([entry(adapters[0])]) == []
+    assert "was unloaded and stays so" in capsys.readouterr().err
+
+    world.verdict = ParityError("another model")
+    fresh = world.deployer.seed([entry(adapters[2])])
+    with pytest.raises(ParityError):
+        await world.deployer.settle(fresh)
+    assert world.states()[fresh[0][0].name] is State.CHECKED
+
+
+async def test_what_has_lost_its_files_is_given_up(world, adapters):
+    version = await world.deployer.load(adapters[0], alias="sql")
+    version.path.rename(version.path.parent.parent / "elsewhere")
+    assert world.deployer.restored() == []
+    world.engine.adapters.clear()
+    world.agree()
+
+
+async def until(done: Any) -> None:
+    async with asyncio.timeout(5):
+        while not done():  # noqa: ASYNC110 - it is another's state
+            await asyncio.sleep(0.01)
