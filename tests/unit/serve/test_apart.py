@@ -69,3 +69,23 @@ def test_tensors_that_the_settings_leave_out(make_adapter, refusal):
     settings = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps(settings | {"target_modules": ["q_proj"]}))
     assert "which PEFT ignores and SGLang adds: model.layers.0.self_attn.v_proj" in refusal(path).message
+
+
+async def test_an_answer_nobody_waited_for_is_not_the_next_ones(checker, make_adapter):
+    left = asyncio.create_task(checker.check(make_adapter("left")))
+    await asyncio.sleep(0.05)
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+    assert (await checker.check(make_adapter("sql"))).name == "sql"
+
+
+async def test_who_ends_before_it_read_the_question_is_replaced(checker, make_adapter):
+    await checker.check(make_adapter("one"))
+    os.kill(checker.pid, signal.SIGSTOP)
+    asked = asyncio.create_task(checker.check(make_adapter("two")))
+    await asyncio.sleep(0.2)
+    os.kill(checker.pid, signal.SIGKILL)
+    with pytest.raises(PreflightError, match="ended the process"):
+        await asked
+    assert (await checker.check(make_adapter("sql"))).name == "sql"

@@ -68,8 +68,15 @@ class Checker:
             if self._process is None or not self._process.is_alive():
                 self.stop()
                 self.start()
-            self._pipe.send(path)
-            if not await asyncio.to_thread(self._pipe.poll, timeout_s):
+            try:
+                self._pipe.send(path)
+                answered = await asyncio.to_thread(self._pipe.poll, timeout_s)
+            except OSError:
+                answered = True  # it ended, which shows below
+            except asyncio.CancelledError:
+                self.stop()  # or its answer would be taken for that to the next question
+                raise
+            if not answered:
                 self.stop()
                 raise PreflightError(
                     f"adapter {path.name!r} could not be checked within {timeout_s:g} s",
@@ -77,7 +84,7 @@ class Checker:
                 )
             try:
                 found = self._pipe.recv()
-            except EOFError:
+            except (EOFError, OSError):  # reset, where it ended before it read the question
                 self.stop()
                 raise PreflightError(f"checking adapter {path.name!r} ended the process that did it") from None
         if isinstance(found, CheckedAdapter):
