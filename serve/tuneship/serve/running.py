@@ -3,8 +3,8 @@
     with announced(Running(url, admin_url, admin_key)): ...      # while a server runs
     running = find()                                             # the only one, or the one at `url`
 
-One file each in the cache, readable by its owner alone, named by the server's process; one whose process is gone is
-somebody's who was killed, and is removed.
+One file each in the cache, readable by its owner alone, named by the server's process; one whose process is gone,
+or began after it was written, is somebody's who was killed, and is removed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tuneship.core.cache import cache_dir
 from tuneship.core.errors import EndpointError
 
 ADMIN_KEY_VARIABLE = "TUNESHIP_ADMIN_KEY"
+_CLOCK_S = 2.0
+"""A process's start is known to a tick, from a clock that may have been set since."""
 
 
 class Running(BaseModel):
@@ -76,12 +78,20 @@ def find(url: str = "") -> Running:
 def _all() -> list[Running]:
     found = []
     for file in sorted(_folder().glob("*.json")):
-        if not (file.stem.isdecimal() and psutil.pid_exists(int(file.stem))):
+        if not _is_its_servers(file):
             file.unlink(missing_ok=True)
             continue
         with contextlib.suppress(OSError, ValidationError):
             found.append(Running.model_validate_json(file.read_bytes()))
     return found
+
+
+def _is_its_servers(file: Path) -> bool:
+    """Whether the process that it is named by wrote it: numbers of processes are used again."""
+    try:
+        return psutil.Process(int(file.stem)).create_time() <= file.stat().st_mtime + _CLOCK_S
+    except (ValueError, OSError, psutil.NoSuchProcess):
+        return False
 
 
 def _folder() -> Path:
