@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 _SLOWEST_S = 900
 """Checking, loading and verifying an adapter on a small CPU."""
@@ -56,7 +57,7 @@ def promote(name: str, *, url: str = "") -> None:
         Which server, if several run.
 
     """
-    _show([_ask("POST", f"/admin/adapters/{name}/promote", url)])
+    _show([_ask("POST", f"/admin/adapters/{_quoted(name)}/promote", url)])
 
 
 def weigh(name: str, weight: str, *, url: str = "") -> None:
@@ -72,7 +73,7 @@ def weigh(name: str, weight: str, *, url: str = "") -> None:
         Which server, if several run.
 
     """
-    _show([_ask("POST", f"/admin/adapters/{name}/weight", url, {"weight": _share(weight)})])
+    _show([_ask("POST", f"/admin/adapters/{_quoted(name)}/weight", url, {"weight": _share(weight)})])
 
 
 def rollback(alias: str, *, url: str = "") -> None:
@@ -86,7 +87,7 @@ def rollback(alias: str, *, url: str = "") -> None:
         Which server, if several run.
 
     """
-    _show([_ask("POST", f"/admin/adapters/{alias}/rollback", url)])
+    _show([_ask("POST", f"/admin/adapters/{_quoted(alias)}/rollback", url)])
 
 
 def unload(name: str, *, timeout: float = 60.0, url: str = "") -> None:
@@ -102,7 +103,7 @@ def unload(name: str, *, timeout: float = 60.0, url: str = "") -> None:
         Which server, if several run.
 
     """
-    _show(_ask("POST", f"/admin/adapters/{name}/unload", url, {"timeout_s": timeout}))
+    _show(_ask("POST", f"/admin/adapters/{_quoted(name)}/unload", url, {"timeout_s": timeout}))
 
 
 def history(alias: str = "", *, limit: int = 20, url: str = "") -> None:
@@ -118,9 +119,14 @@ def history(alias: str = "", *, limit: int = 20, url: str = "") -> None:
         Which server, if several run.
 
     """
-    events = _ask("GET", f"/admin/history?alias={alias}&limit={limit}", url)
+    events = _ask("GET", f"/admin/history?alias={_quoted(alias)}&limit={limit}", url)
     columns = ("at", "verb", "version", "actor", "detail")
     _table(columns, [[event[column] for column in columns] for event in events])
+
+
+def _quoted(name: str) -> str:
+    """A name as one part of a path, whatever was typed."""
+    return quote(name, safe="@")
 
 
 def _share(text: str) -> float | None:
@@ -162,13 +168,15 @@ def _ask(method: str, path: str, url: str, body: dict[str, Any] | None = None) -
             method, f"{server.admin_url}{path}", json=body, headers=headers, timeout=_SLOWEST_S, trust_env=False
         )
         said = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
+        failure = None if answer.status_code == 200 else said["error"]
+        refused = by_name(failure["type"])(failure["message"], hint=failure["hint"]) if failure else None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
         raise EndpointError(
-            f"{server.admin_url} does not answer as a server of ours: {error}", hint="is it still running?"
+            f"{server.admin_url} does not answer as a server's admin side: {error}",
+            hint="is it still running, and is this its admin address?",
         ) from None
-    if answer.status_code != 200:
-        failure = said["error"]
-        raise by_name(failure["type"])(failure["message"], hint=failure["hint"])
+    if refused:
+        raise refused
     return said
 
 

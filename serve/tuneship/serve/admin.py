@@ -99,7 +99,7 @@ class _Verbs:
 
     async def history(self, request: Request, _: str) -> Any:
         alias, limit = request.query_params.get("alias") or None, request.query_params.get("limit", "100")
-        if not (limit.isdecimal() and 0 < int(limit) <= _LONGEST_HISTORY):
+        if not (limit.isdecimal() and len(limit) < 10 and 0 < int(limit) <= _LONGEST_HISTORY):
             raise HTTPException(400, f"limit must be between 1 and {_LONGEST_HISTORY}")
         registry = self._parts.registry
         return [event._asdict() for event in registry.history(alias, int(limit))] if registry else []

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from aiohttp import web
 from safetensors.numpy import save_file
 
 from tuneship.core import artifact, checkpoint
 from tuneship.core.artifact import Artifact, LoraRecord, Manifest, QuantizationRecord, TemplateRecord
-from tuneship.core.errors import PreflightError
+from tuneship.core.errors import PreflightError, TuneshipError
 from tuneship.core.files import sha256_text
 from tuneship.core.model_source import ModelSource
 from tuneship.serve import preflight
+from tuneship.serve.catalog import Entry
+from tuneship.serve.deploy import Books, Deployer, Engine
+from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.preflight import BaseModel, CheckedAdapter, Limits
+from tuneship.serve.registry import Registry, State, Version
+from tuneship.serve.routes import Routes
+from tuneship.serve.slots import Slots
+from tuneship.serve.store import AdapterStore
+from tuneship.serve.supervisor import Patience, Phase, Supervisor
+from tuneship.serve.upstream import Upstream
 
 HIDDEN, KEYS, INNER, LAYERS, VOCABULARY = 8, 4, 12, 2, 16
 SHAPES = {
@@ -36,6 +47,8 @@ SealAdapter = Callable[..., Artifact]
 Check = Callable[..., CheckedAdapter]
 Refusal = Callable[..., PreflightError]
 LIMITS = Limits()
+SERVED_BASE = Entry("the-base", "the-base@1", None, Path("/b"), "", "b")
+LOAD, UNLOAD, GENERATE = "/load_lora_adapter", "/unload_lora_adapter", "/generate"
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +165,98 @@ def manifest(name: str, made_for: Path, template: str | None, kind: str) -> Mani
         end_token_ids=(2,),
         tokenizer_sha256=checkpoint.tokenizer_sha256(made_for),
     )
+
+
+class ScriptedEngine:
+    """Loads and unloads as SGLang 0.5.17 does; `faults` says how a path fails instead: a status, "hang" or "drop"."""
+
+    def __init__(self) -> None:
+        self.adapters: set[str] = set()
+        self.faults: dict[str, int | str] = {}
+        self.asked: list[str] = []
+
+    async def handle(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        self.asked.append(request.path)
+        fault = self.faults.get(request.path)
+        if fault == "hang":
+            await asyncio.sleep(60)
+        if fault == "drop":
+            request.transport.abort()
+        if isinstance(fault, int):
+            return web.json_response({"error_message": "as it was told"}, status=fault)
+        name = body.get("lora_name") or body["lora_path"]
+        if request.path == LOAD:
+            self.adapters.add(name)
+        elif name not in self.adapters:
+            return web.json_response({"error_message": f"{name} is not loaded"}, status=400)
+        elif request.path == UNLOAD:
+            self.adapters.remove(name)
+        return web.json_response({})
+
+
+class World:
+    """A deployer and all that it writes to."""
+
+    def __init__(self, folder: Path, facts_check: Any, registry: Registry, upstream: Upstream) -> None:
+        self.engine = ScriptedEngine()
+        self.registry, self.copies = registry, folder / "copies"
+        self.routes, self.metrics = Routes(SERVED_BASE), Metrics(Live)
+        self.supervisor = Supervisor(lambda: pytest.fail("nothing starts here"), folder / "log", upstream, Patience())
+        self.verdict: asyncio.Future[str] | str | TuneshipError = "passed"
+        self._check = facts_check
+        books = Books(registry, AdapterStore(self.copies), self.routes, self.metrics, Slots(4))
+        self.deployer = Deployer(books, Engine(self.supervisor, upstream), self, self.verify)  # type: ignore[arg-type]
+
+    def phase(self, phase: Phase) -> None:
+        self.supervisor.phase = phase
+        (self.supervisor._ready.set if phase is Phase.READY else self.supervisor._ready.clear)()
+
+    def start(self) -> None:
+        """As the checker's."""
+
+    async def check(self, path: Path) -> CheckedAdapter:
+        return self._check(path)
+
+    async def verify(self, _: Version, __: Path) -> str:
+        if isinstance(self.verdict, TuneshipError):
+            raise self.verdict
+        return self.verdict if isinstance(self.verdict, str) else await self.verdict
+
+    def states(self) -> dict[str, State]:
+        return {version.name: version.state for version in self.registry.versions()}
+
+    def agree(self) -> None:
+        """Registry, door, files and engine tell the same."""
+        here = [version for version in self.registry.versions() if version.state is not State.UNLOADED]
+        assert self.engine.adapters == {version.selector for version in here}
+        assert set(self.copies.glob("*")) == {version.path for version in here}
+        for version in self.registry.versions():
+            lease = self.routes.lease(version.name)
+            assert (lease is not None) == (version in here)
+            if lease:
+                lease.release()
+        live = {version.alias for version in here if version.state is State.LIVE}
+        assert {entry.name for entry in self.routes.entries} == {SERVED_BASE.name, *live}
+
+
+@pytest.fixture
+async def world(tmp_path: Path, check) -> AsyncIterator[World]:
+    with Registry.open(tmp_path / "registry.sqlite", "b", "the-base") as registry:
+        async with Upstream() as upstream:
+            made = World(tmp_path, check, registry, upstream)
+            app = web.Application()
+            app.router.add_post("/{path:.*}", made.engine.handle)
+            runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            upstream.open(f"http://127.0.0.1:{runner.addresses[0][1]}")
+            made.phase(Phase.READY)
+            yield made
+            await runner.cleanup()
+
+
+@pytest.fixture
+def adapters(make_adapter) -> list[Path]:
+    """Three different ones."""
+    return [make_adapter(name, config={"revision": name}) for name in ("one", "two", "three")]
