@@ -102,6 +102,7 @@ def test_it_is_built_once_and_is_the_same_wherever_it_is_built(nf4, tiny_model, 
     assert Path(elsewhere.stdout.strip()) == tmp_path / "bases" / nf4.path.name
 
 
+@pytest.mark.slow
 def test_what_is_trained_on_it_names_it_as_parent_and_merges_into_the_original(nf4, tiny_model, tmp_path, capsys):
     (tmp_path / "counter.toml").write_text(RECIPE.format(model=nf4.path))
     rows = [

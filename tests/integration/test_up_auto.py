@@ -13,7 +13,7 @@ from tuneship.core import recipe_file
 from tuneship.core.report import read_report
 from tuneship.core.rundir import RunDir
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(400)]
 
 RECIPE = """
 name = "auto"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneship.core.artifact import Artifact, open_artifact
+from tuneship.core.artifact import Artifact, draft, open_artifact, seal
 from tuneship.core.parity import ReferenceRow, Verification
 from tuneship.serve.verify import Fault, Outcome, Verdict, read_evidence, verify, verify_merged
 from tuneship.serve.verify.door import DoorScorer
@@ -217,6 +217,25 @@ async def test_a_merged_model_and_what_may_answer_instead(url: str, merged: Arti
         await scorer.served()
         verdict = await verify_merged(scorer, reference, selector=answers, float32=True)
     assert (verdict.fault, verdict.passed) == (fault, fault is Fault.NONE), verdict.message
+
+
+def test_a_server_asks_itself_and_refuses_to_load_what_was_not_trained(
+    url: str, trained: Artifact, tmp_path: Path
+) -> None:
+    """Sealed, whole, with the true evidence, and another alpha than any adapter of this server has."""
+    with draft(tmp_path) as work:
+        shutil.copytree(trained.path, work, dirs_exist_ok=True)
+        config = json.loads((work / "adapter_config.json").read_text())
+        (work / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 0.4 * config["lora_alpha"]}))
+        planted = seal(work, trained.manifest)
+    refused = tuneship("adapters", "load", planted.path, "--alias", "weak", "--url", url, cwd=tmp_path)
+    assert refused.returncode == 1, refused.stdout
+    assert "at another strength" in refused.stderr
+    listed = tuneship("adapters", "list", "--url", url, cwd=tmp_path).stdout.splitlines()
+    assert not [line for line in listed if "weak" in line]
+    (mine,), (foreign,) = ([line for line in listed if name in line] for name in (NAME, "alpha"))
+    assert "passed" in mine
+    assert "no evidence" in foreign
 
 
 @pytest.mark.slow

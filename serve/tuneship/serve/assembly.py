@@ -102,7 +102,9 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
     if catalog.mode != "adapters":
         routes, supervisor = Routes(catalog.base), supervised(list)
         live = partial(_live, supervisor, routes, None)
-        yield Parts(routes, Metrics(live), upstream, supervisor, live)
+        metrics = Metrics(live)
+        metrics.serving([catalog.base.version])
+        yield Parts(routes, metrics, upstream, supervisor, live)
         return
     assert catalog.origin
     base_id = catalog.base.version.rpartition("@")[2]

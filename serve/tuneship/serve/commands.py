@@ -51,7 +51,7 @@ def serve(
         Of weights and activations; auto is bfloat16 where the hardware has it.
     quantization
         Of the base. nf4: the 4-bit base that adapters are trained on, written when it is not there yet. fp8: SGLang
-        quantizes while it loads, on a GPU. w4a16 is not yet supported.
+        quantizes while it loads, on a GPU. A W4A16 checkpoint (compressed-tensors) is served as it is.
     max_loras
         Adapters in one batch; more than that take turns.
     max_rank

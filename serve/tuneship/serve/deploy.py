@@ -64,6 +64,7 @@ class Deployer:
         self._checker = checker
         self._verify = verify
         self._endings: dict[str, asyncio.Task[EngineError | None]] = {}
+        self._seeded: frozenset[str] = frozenset()
 
     async def load(
         self, path: Path, *, alias: str = "", weight: float | None = None, pinned: bool = False, actor: str = ""
@@ -84,6 +85,11 @@ class Deployer:
         alias = checked_alias(alias or checked.name)
         if alias == self._routes.base.name:
             raise PreflightError(f"the base is called {alias}", hint="--alias NAME gives the adapter another name")
+        if weight and weight < 1 and not self._live(alias):
+            raise RegistryError(
+                f"{alias} has no live version beside which this one could answer {weight:.0%}",
+                hint="leave the weight out: the first version of an alias answers all requests",
+            )
         known = self._registry.find(f"{alias}@{checked.content_id[:12]}")
         if known is None or known.state not in SERVED:  # one that comes or goes is refused there
             known = await self._bring_in(checked, alias, path, pinned=pinned, actor=actor)
@@ -143,7 +149,10 @@ class Deployer:
         return [found for version in leaving if (found := self._registry.find(version.name))]
 
     def restored(self) -> list[Version]:
-        """What a new engine starts with: all that was loaded when the last one ended, and what has just been added."""
+        """What a new engine starts with: all that was loaded when the last one ended, and what was just seeded.
+
+        Not what was on its way into the last one: that may be what ended it.
+        """
         actor = "the engine's end"
         for version in self._registry.versions():
             if version.state in SERVED and not version.path.is_dir():  # SGLang would look for it on the hub
@@ -152,7 +161,7 @@ class Deployer:
             elif version.state is State.DRAINING:  # its requests died with the engine
                 self._gone(version, actor)
         self._slots.restarted()
-        return [v for v in self._registry.versions() if v.state in {State.CHECKED, *SERVED}]
+        return [v for v in self._registry.versions() if v.state in SERVED or v.name in self._seeded]
 
     def seed(self, entries: Iterable[Entry]) -> list[tuple[Version, Path]]:
         """Write down the adapters of the command line, before the engine starts; those that `settle` has to judge.
@@ -172,6 +181,7 @@ class Deployer:
                 entry.name, entry.artifact_id, self._store.keep(checked), pinned=False, actor="start"
             )
             fresh.append((version, entry.source or entry.path))
+        self._seeded = frozenset(version.name for version, _ in fresh)
         return fresh
 
     async def settle(self, fresh: Iterable[tuple[Version, Path]]) -> None:
@@ -184,10 +194,10 @@ class Deployer:
         for version, source in fresh:
             verified = await self._verify(version, source)
             self._registry.loaded(version.name, verified, "start")
-            before = next((v for v in self._registry.versions(version.alias) if v.state is State.LIVE), None)
-            if before:
+            if before := self._live(version.alias):
                 say(f"{version.name} is new in --adapters: it answers in place of {before.name}")
             self._registry.promote(version.name, "start")
+        self._seeded = frozenset()
         self._refresh()
         self._checker.start()  # now, when the engine's own start no longer needs the processor
 
@@ -230,8 +240,7 @@ class Deployer:
 
     def _give(self, version: Version, weight: float | None, actor: str) -> Version:
         if weight is None:
-            others = self._registry.versions(version.alias)
-            if any(other.state is State.LIVE for other in others):
+            if self._live(version.alias):
                 return version
             weight = 1.0
         if weight >= 1:
@@ -246,6 +255,7 @@ class Deployer:
                 await self._routes.drained(version.name, None)
                 await engine_adapters.unload(self._engine.upstream, version.selector)
             except EngineError as error:
+                self._metrics.adapter_unloaded(failed=True)
                 return error  # it stays in DRAINING, and is gone with this engine
             else:
                 self._gone(version, actor)
@@ -277,6 +287,9 @@ class Deployer:
         self._routes.update(versions)
         self._metrics.serving([self._routes.base.version, *here])
         self._slots.serving(here)
+
+    def _live(self, alias: str) -> Version | None:
+        return next((v for v in self._registry.versions(alias) if v.state is State.LIVE), None)
 
     def _candidate(self, name: str) -> Version:
         """The version that `name` means to something that is about to get weight."""

@@ -69,7 +69,7 @@ def build_door(routes: Routes, upstream: Upstream, metrics: Metrics, ready: Call
         _must_be(ready)
         return Response()
 
-    return Starlette(
+    door = Starlette(
         routes=[
             Route("/v1/models", models),
             Route("/v1/models/{name:path}", model),
@@ -88,6 +88,8 @@ def build_door(routes: Routes, upstream: Upstream, metrics: Metrics, ready: Call
             Exception: _our_fault,
         },
     )
+    door.router.redirect_slashes = False  # a redirect would repeat the client's own `Host`
+    return door
 
 
 async def _unless_client_leaves(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from tuneship.core import hardware
 from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel, curl, write_endpoint
@@ -138,9 +139,17 @@ class _Server:
     def _door(self) -> uvicorn.Config:
         parts = self._parts
         app = build_door(parts.routes, parts.upstream, parts.metrics, lambda: self.ready)
-        guarded = Guard(app, self._access.keys)
+        return self._config(Observed(Guard(app, self._access.keys), parts.metrics))
+
+    def _admin(self, key: str) -> uvicorn.Config:
+        def who(token: str) -> str | None:
+            return "local" if hmac.compare_digest(token.encode(), key.encode()) else self._access.keys.admin(token)
+
+        return self._config(build_admin(self._parts, who, self._catalog.mode))
+
+    def _config(self, app: ASGIApp) -> uvicorn.Config:
         return uvicorn.Config(
-            Observed(guarded, parts.metrics),
+            app,
             http=DoorProtocol,
             ws="none",
             lifespan="off",
@@ -149,13 +158,6 @@ class _Server:
             server_header=False,
             timeout_graceful_shutdown=int(self._serve.drain_s + _CLOSE_S),
         )
-
-    def _admin(self, key: str) -> uvicorn.Config:
-        def who(token: str) -> str | None:
-            return "local" if hmac.compare_digest(token.encode(), key.encode()) else self._access.keys.admin(token)
-
-        app = build_admin(self._parts, who, self._catalog.mode)
-        return uvicorn.Config(app, ws="none", lifespan="off", log_config=None, access_log=False, server_header=False)
 
     async def _begin(self) -> None:
         """Start the engine; let what is new in it answer once it is proven."""

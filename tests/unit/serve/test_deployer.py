@@ -205,3 +205,24 @@ async def until(done: Any) -> None:
     async with asyncio.timeout(5):
         while not done():  # noqa: ASYNC110 - it is another's state
             await asyncio.sleep(0.01)
+
+
+async def test_a_share_beside_nobody_is_refused_before_anything_is_loaded(world, adapters):
+    with pytest.raises(RegistryError, match="no live version beside which this one could answer 5%"):
+        await world.deployer.load(adapters[0], alias="sql", weight=0.05)
+    assert not world.engine.asked
+    assert not world.states()
+
+
+async def test_what_ended_the_engine_does_not_end_the_next_one(world, adapters):
+    """It was on its way in when the engine died: the next engine is not started with it."""
+    await world.deployer.load(adapters[0], alias="sql")
+    world.verdict = asyncio.get_running_loop().create_future()
+    loading = asyncio.create_task(world.deployer.load(adapters[1], alias="sql"))
+    while State.CHECKED not in world.states().values():  # noqa: ASYNC110 - a moment, and no event
+        await asyncio.sleep(0.01)
+    assert [version.state for version in world.deployer.restored()] == [State.LIVE]
+    world.verdict.set_exception(EngineError("it died"))
+    with pytest.raises(EngineError):
+        await loading
+    world.agree()
