@@ -140,7 +140,7 @@ class Serve(Section):
     """The server. `memory_fraction` is SGLang's `--mem-fraction-static`."""
 
     mode: Literal["merged", "adapters", "auto"] = "merged"
-    """auto, before training: merged where 16-bit weights and a usable KV cache fit, else the adapter on the NF4 base."""
+    """auto, before training: merged where 16-bit weights and a usable KV cache fit, else adapters on the NF4 base."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     quantization: Literal["none", "nf4", "fp8", "w4a16"] = "none"
     """Of the served base. nf4: written once, and bit for bit what adapters are trained on; fp8: SGLang's, on a GPU."""
