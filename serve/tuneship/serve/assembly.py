@@ -17,7 +17,7 @@ from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
-from tuneship.serve.catalog import Catalog, Entry
+from tuneship.serve.catalog import Catalog
 from tuneship.serve.deploy import Books, Deployer, Engine, Verify
 from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure
 from tuneship.serve.metrics import Live, Metrics
@@ -152,10 +152,6 @@ def _live(supervisor: Supervisor, routes: Routes, slots: Slots | None) -> Live:
         slot_misses_per_minute=pressure.misses_per_minute,
         thrashing=pressure.thrashing,
     )
-
-
-def _count(slots: Slots, entry: Entry) -> None:
-    slots.asked(entry.version if entry.selector else None)
 
 
 def _verifying(serve: Serve, catalog: Catalog, upstream: Upstream, registry: Registry) -> Verify:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from tuneship.core.errors import EngineError, PreflightError, RegistryError, TuneshipError
 from tuneship.core.progress import say
-from tuneship.serve import engine_adapters
+from tuneship.serve import engine_adapters, quantized
 from tuneship.serve.catalog import Entry, checked_alias
 from tuneship.serve.metrics import Metrics
 from tuneship.serve.preflight import CheckedAdapter
@@ -222,7 +222,7 @@ class Deployer:
         except BaseException as error:
             await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
             raise
-        for remark in checked.remarks:
+        for remark in (*checked.remarks, *quantized.remarks(source, self._routes.base.path)):
             say(f"warning: {remark}")
         self._metrics.adapter_loaded(load_s)
         return self._changed(self._registry.loaded(version.name, verified, actor))
