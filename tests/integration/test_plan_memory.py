@@ -44,9 +44,8 @@ def test_the_share_of_a_card_is_what_sglang_itself_would_take():
     assert python("sglangs_share.py", *map(str, CARDS_MIB)) == [plan.memory_fraction(mib) for mib in CARDS_MIB]
 
 
-@pytest.mark.parametrize(
-    ("dtype", "quantization"), [("float32", "none"), pytest.param("bfloat16", "nf4", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "quantization"), [("float32", "none"), ("bfloat16", "nf4")])
 def test_every_term_is_sglangs_to_the_byte(
     tiny_model, marker_adapters, tmp_path, monkeypatch, dtype: Any, quantization: Any
 ):

@@ -45,7 +45,11 @@ class LongRequest:
 
 
 @pytest.mark.parametrize(
-    ("victim", "reason"), [("sglang::scheduler", "scheduler"), ("sglang.launch_server", "it ended with SIGKILL")]
+    ("victim", "reason"),
+    [
+        ("sglang::scheduler", "scheduler"),
+        pytest.param("sglang.launch_server", "it ended with SIGKILL", marks=pytest.mark.slow),
+    ],
 )
 async def test_kill_9_of_an_engine_that_is_not_to_be_started_again(start_server, tiny_model, victim, reason):
     server, url = start(start_server, tiny_model, "--restarts", "0")
