@@ -18,7 +18,10 @@ from tuneship.serve.guard import LIMITS, headers_too_large
 from tuneship.serve.refusals import Refusal
 
 REQUEST_WITHIN_S = 15.0
-"""From the connection, or the answer before, to the end of a request's headers."""
+"""From the connection, or a request's first byte, to the end of its headers."""
+KEEP_ALIVE_S = 75
+"""Longer than clients keep a connection: one that is just being closed must not be picked for a new request. It is
+uvicorn's too (`timeout_keep_alive`), whose own 5 s are what `Retry-After` tells clients to wait."""
 _ANSWERED_WITHIN_S = LIMITS.request_s + 30.0
 """The guard ends a request long before; this ends a connection whose client reads nothing."""
 _LINGER_S = 2.0
@@ -31,6 +34,8 @@ class DoorProtocol(H11Protocol):
 
     _timer: asyncio.TimerHandle | None = None
     _refused = False
+    _begun = False
+    """Whether a part of a next request is there."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for a request."""
@@ -49,15 +54,20 @@ class DoorProtocol(H11Protocol):
             super().data_received(data)
 
     def handle_events(self) -> None:
-        """Note when a request has begun."""
+        """Note when a request has begun, and when its headers are there."""
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
+            self._begun = False
             self._after(_ANSWERED_WITHIN_S, self.transport.abort)
+        elif not self._begun and self.conn.our_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._begun = True
+            self._after(REQUEST_WITHIN_S, self._no_request)
 
     def on_response_complete(self) -> None:
         """Wait for the next one, even while the rest of this one's body drips in."""
-        self._after(REQUEST_WITHIN_S, self._no_request)
+        read = self.conn.their_state is h11.DONE
+        self._after(KEEP_ALIVE_S if read else REQUEST_WITHIN_S, self._no_request)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words, in uvicorn's form

@@ -42,7 +42,7 @@ from tuneship.serve.guard import Guard, check_listen
 from tuneship.serve.keys import API_KEY_VARIABLE, Keyring
 from tuneship.serve.launch import LOOPBACK, configure, flags
 from tuneship.serve.observe import Observed
-from tuneship.serve.protocol import DoorProtocol
+from tuneship.serve.protocol import KEEP_ALIVE_S, DoorProtocol
 from tuneship.serve.running import Running, announced
 from tuneship.serve.supervisor import Phase
 
@@ -156,6 +156,7 @@ class _Server:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(self._serve.drain_s + _CLOSE_S),
         )
 

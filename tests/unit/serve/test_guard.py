@@ -307,6 +307,24 @@ async def test_who_says_nothing_is_not_waited_for(behind, keyring):
 
 
 @pytest.mark.usefixtures("_impatient")
+async def test_an_idle_connection_is_kept_for_the_next_request_and_half_a_one_is_not(behind, keyring):
+    """Clients keep connections for 5 to 90 s, and one that the door is just closing loses a request."""
+    whole, half = b"GET /who HTTP/1.1\r\nHost: a\r\n\r\n", b"GET /who HTTP/1.1\r\nHo"
+    async with opened(behind, keyring) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door._base_url.port)
+        for _ in range(3):
+            writer.write(whole)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+            assert head.startswith(b"HTTP/1.1 200 ")
+            length = int(head.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            await asyncio.sleep(0.7)
+        writer.write(half)
+        assert b" 408 " in await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+
+
+@pytest.mark.usefixtures("_impatient")
 async def test_a_body_that_drips_after_the_answer_is_not_waited_for(behind, keyring):
     async with opened(behind, keyring) as door:
         reader, writer = await asyncio.open_connection("127.0.0.1", door._base_url.port)
