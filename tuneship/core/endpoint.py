@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from pathlib import Path
 from typing import Any, Literal
@@ -73,6 +74,19 @@ def read_endpoint(path: Path) -> Endpoint:
     except OSError:
         raise EndpointError(f"no endpoint at {path}", hint="is `tuneship serve` running?") from None
     return versioned.parse(Endpoint, text, path, SCHEMA, EndpointError)
+
+
+def key_in(variable: str) -> str:
+    """The API key in the environment variable `variable`; empty where none is named.
+
+    Raises:
+        EndpointError: it is not set, or empty.
+
+    """
+    key = os.environ.get(variable, "") if variable else ""
+    if variable and not key:
+        raise EndpointError(f"the environment variable {variable} holds no key", hint=f"export {variable}=...")
+    return key
 
 
 def curl(url: str, model: str, key_env: str = "") -> str:

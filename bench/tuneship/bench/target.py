@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import openai
 
-from tuneship.core.endpoint import Endpoint, read_endpoint
+from tuneship.core.endpoint import Endpoint, key_in, read_endpoint
 from tuneship.core.errors import EndpointError
 
 _TIMEOUT_S = 30
@@ -54,7 +53,7 @@ def resolve(where: str, model: str = "", key_env: str = "") -> Target:
     """
     endpoint = _read_endpoint(where)
     url = _base_url(endpoint.url if endpoint else where)
-    key = _key(key_env or (endpoint.key_env if endpoint else ""))
+    key = key_in(key_env or (endpoint.key_env if endpoint else ""))
     served = _served_models(url, key)
     wanted = tuple(name.strip() for name in model.split(",") if name.strip()) or served[:1]
     missing = [name for name in wanted if name not in served]
@@ -78,15 +77,6 @@ def _read_endpoint(where: str) -> Endpoint | None:
 
 def _base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
-
-
-def _key(key_env: str) -> str:
-    if not key_env:
-        return ""
-    key = os.environ.get(key_env, "")
-    if not key:
-        raise EndpointError(f"the environment variable {key_env} holds no key", hint=f"export {key_env}=...")
-    return key
 
 
 def _served_models(url: str, key: str) -> tuple[str, ...]:

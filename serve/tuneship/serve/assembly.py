@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
 from tuneship.core.artifact import EVIDENCE
 from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
+from tuneship.serve import scratch
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.deploy import Books, Deployer, Engine, Verify
 from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure
@@ -200,17 +198,8 @@ def _state(wanted: Path | None, log: Path) -> Iterator[Path]:
         wanted.mkdir(parents=True, exist_ok=True)
         yield wanted
         return
-    folder = log.with_name(f"{log.name}.state-{os.getpid()}").absolute()
-    for old in [folder, *_left_behind(log)]:
-        shutil.rmtree(old, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = scratch.fresh(log, "state")
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _left_behind(log: Path) -> list[Path]:
-    """Of servers that were killed."""
-    found = ((path, path.name.rpartition("-")[2]) for path in log.absolute().parent.glob(f"{log.name}.state-*"))
-    return [path for path, pid in found if not (pid.isdecimal() and psutil.pid_exists(int(pid)))]

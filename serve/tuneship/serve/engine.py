@@ -23,11 +23,13 @@ import psutil
 
 from tuneship.core.errors import EngineError
 from tuneship.core.process import descendants, describe_exit, spawn, stop_tree
-from tuneship.serve import engine_log
+from tuneship.serve import engine_log, scratch
 from tuneship.serve.launch import LOOPBACK, EngineConfig, environment, flags
 
 STOP_GRACE_S = 10.0
 _POLL_S = 0.1
+_COUNTERS = "counters"
+"""What its processes count while they run (prometheus_client's multiprocess mode)."""
 _WORKER = "sglang::"
 """How SGLang's scheduler and detokenizer call themselves; other children of its come and go."""
 
@@ -39,7 +41,7 @@ class Engine:
         self.config = config
         self.log = log
         self.process = process
-        self._counters = _counters(log)
+        self._counters = scratch.folder(log, _COUNTERS)
         self._workers: dict[psutil.Process, str] = {}
 
     @property
@@ -119,10 +121,7 @@ def start(config: EngineConfig, log: Path) -> Engine:
     """
     if importlib.util.find_spec("sglang") is None:
         raise EngineError("SGLang is not installed", hint="pip install 'tuneship[serve]'")
-    counters = _counters(log)
-    for old in [counters, *_left_behind(log)]:
-        shutil.rmtree(old, ignore_errors=True)
-    counters.mkdir(parents=True)
+    counters = scratch.fresh(log, _COUNTERS)
     argv = [sys.executable, "-m", "sglang.launch_server", *flags(config)]
     with log.open("wb") as output:
         # SIGKILL, not SIGTERM: when we were killed there is nobody left to drain for.
@@ -135,20 +134,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
-
-
-def _counters(log: Path) -> Path:
-    """Where its processes keep what they count while they run (prometheus_client's multiprocess mode).
-
-    Ours alone: a server that ends takes its own with it, and one that has just been started on the same log keeps its.
-    """
-    return log.with_name(f"{log.name}.counters-{os.getpid()}").absolute()
-
-
-def _left_behind(log: Path) -> list[Path]:
-    """What engines counted that were killed together with those who had started them."""
-    found = ((path, path.name.rpartition("-")[2]) for path in log.absolute().parent.glob(f"{log.name}.counters-*"))
-    return [path for path, pid in found if not (pid.isdecimal() and psutil.pid_exists(int(pid)))]
 
 
 def _is_alive(process: psutil.Process) -> bool:

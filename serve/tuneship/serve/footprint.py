@@ -11,7 +11,6 @@ All three are SGLang's own allocations to the byte (`tests/integration/test_plan
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +28,6 @@ _VOCAB_ROWS = 64
 """SGLang rounds the embedding's and the head's rows up to a multiple of it."""
 _NF4_BLOCK, _NF4_NESTED_BLOCK = 64, 256
 _NF4_MAP_BYTES, _NF4_NESTED_MAP_BYTES = 16 * 4, 256 * 4
-_NF4_STATE = ".quant_state.bitsandbytes__nf4"
 _SCALE_BYTES = 4
 _FILE_WIDTH = 4
 """Adapters are float32 files as a rule, and SGLang keeps them in memory as they lie on the disk."""
@@ -132,10 +130,9 @@ class _Weights(NamedTuple):
                 if skip_head and key.startswith("lm_head."):
                     continue
                 stored += tensor.end - tensor.start
-                packed = listed.get(f"{key}{_NF4_STATE}")
+                packed = listed.get(f"{key}{tensors.NF4_STATE}")
                 if packed:
-                    rows, columns = json.loads(tensors.read_bytes(file, packed))["shape"]
-                    matrices.append((rows, columns))
+                    matrices.append(tensors.nf4_shape(file, packed))
                 elif _is_matrix(key, tensor.shape):
                     matrices.append((tensor.shape[0], tensor.shape[1]))
                 elif ".weight." not in key:  # what is behind a packed weight's name are its scales

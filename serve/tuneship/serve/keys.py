@@ -35,13 +35,13 @@ from tuneship.core.errors import PreflightError
 from tuneship.core.files import write_atomic
 from tuneship.core.progress import say
 from tuneship.serve.refusals import Refusal
+from tuneship.serve.running import ADMIN_KEY_VARIABLE
 
 PREFIX = "ts-"
 SCOPE_KEY = "tuneship.key"
 """Where an ASGI scope says who asks (`guard.Guard` puts it there); not there, or None: no key is needed."""
 FILE_VARIABLE = "TUNESHIP_KEYS"
 API_KEY_VARIABLE = "TUNESHIP_API_KEY"
-ADMIN_KEY_VARIABLE = "TUNESHIP_ADMIN_KEY"
 _MIN_LENGTH = 16
 """Of a key that a person chose, in the environment."""
 _LOOK_S = 1.0

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from tuneship.core.errors import ArtifactError
 
+NF4_STATE = ".quant_state.bitsandbytes__nf4"
+"""Behind the key of a weight that bitsandbytes has packed: its state as JSON, the true shape in it."""
 _CHUNK = 1 << 22
 """Values looked at together."""
 
@@ -78,6 +80,12 @@ def read_bytes(file: Path, tensor: Tensor) -> bytes:
     with file.open("rb") as opened:
         opened.seek(tensor.start)
         return opened.read(tensor.end - tensor.start)
+
+
+def nf4_shape(file: Path, state: Tensor) -> tuple[int, int]:
+    """(out, in) of a matrix that bitsandbytes has packed, as it was; `state` lies beside it, under `NF4_STATE`."""
+    rows, columns = json.loads(read_bytes(file, state))["shape"]
+    return rows, columns
 
 
 def look_at(file: Path, tensor: Tensor) -> Values:

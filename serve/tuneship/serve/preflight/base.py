@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +11,6 @@ from tuneship.core.files import sha256_text
 from tuneship.core.model_source import ModelSource
 from tuneship.serve import tensors
 
-_NF4 = ".quant_state.bitsandbytes__nf4"
-"""Beside a weight that bitsandbytes has packed: its state as JSON, the true shape in it."""
 _PACKED_SHAPE = ".weight_shape"
 """Beside a weight that compressed-tensors has packed: its true shape, two integers."""
 
@@ -53,8 +50,8 @@ def _linear(folder: Path) -> dict[str, tuple[int, int]]:
     unpacked: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         for key, tensor in tensors.headers(file).items():
-            if key.endswith(_NF4):
-                unpacked[key.removesuffix(_NF4)] = tuple(json.loads(tensors.read_bytes(file, tensor))["shape"])
+            if key.endswith(tensors.NF4_STATE):
+                unpacked[key.removesuffix(tensors.NF4_STATE)] = tensors.nf4_shape(file, tensor)
             elif key.endswith(_PACKED_SHAPE):
                 raw, width = tensors.read_bytes(file, tensor), 8 if tensor.dtype == "I64" else 4
                 shape = tuple(int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width))

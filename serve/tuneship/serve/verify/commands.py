@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,13 +54,14 @@ def verify(
 
     """
     from tuneship.core import artifact as artifacts  # noqa: PLC0415 - `--help` starts without all of this
+    from tuneship.core.endpoint import key_in  # noqa: PLC0415
     from tuneship.core.errors import ArtifactError, ExitCode  # noqa: PLC0415
     from tuneship.core.progress import say  # noqa: PLC0415
 
     opened = artifacts.open_artifact(artifact, verify=False) if artifacts.is_artifact(artifact) else None
     if record and not opened:
         raise ArtifactError(f"{artifact} has no {artifacts.MANIFEST}: there is no evidence to add to")
-    asked = asyncio.run(_ask(opened, artifact, url or _only_server(), model, rows or sys.maxsize, _key(key_env)))
+    asked = asyncio.run(_ask(opened, artifact, url or _only_server(), model, rows or sys.maxsize, key_in(key_env)))
     _show(asked)
     if record and opened:
         say(f"recorded in {artifacts.add_evidence(opened, 'verify', _record(asked))}")
@@ -97,15 +97,6 @@ def _only_server() -> str:
     from tuneship.serve import running  # noqa: PLC0415
 
     return running.find().url
-
-
-def _key(variable: str) -> str:
-    from tuneship.core.errors import EndpointError  # noqa: PLC0415
-
-    key = os.environ.get(variable, "") if variable else ""
-    if variable and not key:
-        raise EndpointError(f"the environment variable {variable} holds no key", hint=f"export {variable}=...")
-    return key
 
 
 def _show(asked: _Asked) -> None:
