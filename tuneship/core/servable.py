@@ -2,7 +2,7 @@
 
     unserved(config)                          # of an adapter_config.json, or of what training is about to write
     unserved_modules(["q_proj", "lm_head"])   # of a recipe, or of one layer of an adapter's tensors
-    folded(config, modules)                   # the same adapter in the words that SGLang understands
+    fold(config, layers(config, modules))     # the same adapter in the words that SGLang understands
 
 SGLang reads `r`, `lora_alpha`, `target_modules` and `use_dora`, and ignores everything else without a word (0.5.17 and
 0.5.23). So each field of PEFT's `LoraConfig` (0.21) stands in exactly one of three tables here: it says nothing about
@@ -14,6 +14,8 @@ PEFT switches a new feature on with a value and off without one.
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -34,6 +36,26 @@ class Reason(NamedTuple):
 
     fact: str
     fix: str = MERGE
+
+
+class Layer(NamedTuple):
+    """One module's LoRA: `scaling` is what PEFT multiplies B A with."""
+
+    rank: int
+    scaling: float
+
+
+class Folding(NamedTuple):
+    """An adapter with one rank and one alpha / r: its settings, and what becomes of its tensors."""
+
+    config: dict[str, Any]
+    factors: dict[str, float]
+    """{module: what its lora_B is multiplied with}. All A and B are padded with zeros to the rank in `config`."""
+
+    @property
+    def rank(self) -> int:
+        """Of every module."""
+        return int(self.config["r"])
 
 
 class _Held(NamedTuple):
@@ -58,7 +80,8 @@ _SILENT = frozenset({
     # Which modules it changes: the tensors say so themselves, and serve holds them against these.
     *("exclude_modules", "layers_pattern", "layers_to_transform"),
 })  # fmt: skip
-_FOLDED = frozenset({"r", "lora_alpha", "use_rslora", "target_modules", "rank_pattern", "alpha_pattern"})
+_PATTERNS = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}
+_FOLDED = frozenset({"r", "lora_alpha", "use_rslora", "target_modules", *_PATTERNS})
 _HELD = {
     "peft_type": _Held("SGLang serves LoRA and nothing else", ("LORA",)),
     "task_type": _Held("the server generates text", ("CAUSAL_LM",)),
@@ -108,7 +131,7 @@ def unserved(config: Mapping[str, Any]) -> list[Reason]:
             )
         elif not any(value is allowed or value == allowed for allowed in held.allowed):
             reasons.append(Reason(f"sets {key} = {_short(value)}: {held.why}", held.fix))
-    return reasons + _uneven(config, "rank_pattern", "r") + _uneven(config, "alpha_pattern", "lora_alpha")
+    return reasons
 
 
 def unserved_modules(names: Iterable[str], served: Iterable[str] = PROJECTIONS) -> list[Reason]:
@@ -126,44 +149,63 @@ def unserved_modules(names: Iterable[str], served: Iterable[str] = PROJECTIONS) 
 
 
 def scaling(config: Mapping[str, Any]) -> float:
-    """What PEFT multiplies B A with."""
-    rank, alpha = config["r"], config["lora_alpha"]
-    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+    """What PEFT multiplies B A with where no pattern says otherwise."""
+    return _scaling(config, config["r"], config["lora_alpha"])
 
 
-def folded(config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Any]:
-    """The settings under which SGLang, which scales by alpha / r, does what PEFT does under `config`.
+def layers(config: Mapping[str, Any], modules: Iterable[str]) -> dict[str, Layer]:
+    """What PEFT makes of each of `modules` (full names) under `config`: of patterns the first that fits its end."""
+    ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
+    found = {}
+    for module in modules:
+        rank = _by_pattern(ranks, module, config["r"])
+        found[module] = Layer(rank, _scaling(config, rank, _by_pattern(alphas, module, config["lora_alpha"])))
+    return found
 
-    `modules` are the names of the layers that its tensors change, such as `q_proj`: they replace a pattern. rsLoRA's
-    alpha / sqrt(r) becomes part of alpha. No weight is touched; the scaling is PEFT's to within a float64's rounding.
+
+def fold(config: Mapping[str, Any], layers: Mapping[str, Layer]) -> Folding:
+    """How SGLang, which has one rank and scales by alpha / r, does what PEFT does under `config` in `layers`.
+
+    The names of the layers replace a pattern of targets. rsLoRA's alpha / sqrt(r) becomes part of alpha, which is
+    PEFT's scaling to within a float64's rounding. Where ranks or scalings differ, the largest rank and the commonest
+    scaling become everybody's, and what a layer's scaling differs by becomes part of its lora_B.
     """
-    plain = {**config, "target_modules": sorted(set(modules))}
-    if config.get("use_rslora"):
-        plain |= {"use_rslora": False, "lora_alpha": scaling(config) * config["r"]}
-    return plain
+    plain = {**config, "target_modules": sorted({name.rpartition(".")[2] for name in layers})}
+    common = _commonest(layer.scaling for layer in layers.values())
+    if config.get("use_rslora") or _has_patterns(config):
+        rank = max(layer.rank for layer in layers.values())
+        plain |= {"r": rank, "lora_alpha": common * rank, "use_rslora": False}
+        plain |= {key: {} for key in _PATTERNS if config.get(key)}
+    return Folding(plain, {name: layer.scaling / common if common else 1.0 for name, layer in layers.items()})
 
 
 def needs_folding(config: Mapping[str, Any], served: Iterable[str] = PROJECTIONS) -> bool:
-    """Whether SGLang would refuse or misread `config`, and `folded` mends it."""
+    """Whether SGLang would refuse or misread `config`, and `fold` mends it."""
     targets = config["target_modules"]
-    if config.get("use_rslora") or isinstance(targets, str):
+    if config.get("use_rslora") or _has_patterns(config) or isinstance(targets, str):
         return True
     return not {target.rpartition(".")[2] for target in targets} <= {*served, *FUSED}
 
 
-def _uneven(config: Mapping[str, Any], pattern: str, common: str) -> list[Reason]:
-    """A pattern may only say again what holds for all modules anyway."""
-    own = config.get(pattern) or {}
-    others = sorted({value for value in own.values() if value != config.get(common)}, key=str)
-    if not others:
-        return []
-    return [
-        Reason(
-            f"sets {pattern} with {common} {', '.join(map(str, others))} beside {config.get(common)}: "
-            f"SGLang knows one {common} for an adapter",
-            f"{MERGE}, or train it again with one {common}",
-        )
-    ]
+def _scaling(config: Mapping[str, Any], rank: int, alpha: float) -> float:
+    return float(alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank)
+
+
+def _by_pattern(patterns: Mapping[str, Any], module: str, otherwise: Any) -> Any:
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), otherwise)
+
+
+def _has_patterns(config: Mapping[str, Any]) -> bool:
+    """Whether a pattern says anything else than what holds for all modules anyway."""
+    return any(
+        value != config[common] for key, common in _PATTERNS.items() for value in (config.get(key) or {}).values()
+    )
+
+
+def _commonest(scalings: Iterable[float]) -> float:
+    """Of several that are equally common, the largest; never 0 beside others, which no multiple of it could be."""
+    counted = Counter(scaling for scaling in scalings if scaling)
+    return max(counted, key=lambda scaling: (counted[scaling], scaling), default=0.0)
 
 
 def _is_unset(value: Any) -> bool:

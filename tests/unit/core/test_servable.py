@@ -32,8 +32,6 @@ REFUSED = {
     "monteclora_config": {"samples": 2},
     "velora_config": {"num_groups": 64},
     "megatron_config": {"tensor_model_parallel_size": 2},
-    "rank_pattern": {"q_proj": 16},
-    "alpha_pattern": {"q_proj": 8.5},
 }
 HARMLESS = {
     "auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True},
@@ -52,8 +50,8 @@ HARMLESS = {
     "peft_version": "0.99.0",
     "qalora_group_size": 16,
     "revision": "main",
-    "rank_pattern": {"q_proj": 8},
-    "alpha_pattern": {"q_proj": 16.0},
+    "rank_pattern": {"q_proj": 16},
+    "alpha_pattern": {"q_proj": 8.5},
     "use_rslora": True,
     "target_modules": "all-linear",
     "bias": "none",
@@ -144,10 +142,17 @@ def test_a_server_that_wraps_less():
     assert servable.unserved_modules(["qkv_proj"], ("q_proj", "k_proj", "v_proj")) == []
 
 
+FULL = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj", "model.layers.11.self_attn.q_proj")
+
+
+def fold(config: dict) -> servable.Folding:
+    return servable.fold(config, servable.layers(config, FULL))
+
+
 @given(r=st.integers(1, 1024), alpha=st.floats(1e-3, 1e5), stable=st.booleans())
 def test_folding_keeps_the_scaling(r: int, alpha: float, stable: bool):
     config = {**PLAIN, "r": r, "lora_alpha": alpha, "use_rslora": stable}
-    folded = servable.folded(config, ["q_proj"])
+    folded = fold(config).config
     sglang = folded["lora_alpha"] / folded["r"]
     assert math.isclose(sglang, alpha / (math.sqrt(r) if stable else r), rel_tol=3e-16)
     assert sglang == pytest.approx(servable.scaling(config), rel=3e-16)
@@ -155,9 +160,39 @@ def test_folding_keeps_the_scaling(r: int, alpha: float, stable: bool):
     assert folded["r"] == r
 
 
+@given(
+    r=st.integers(1, 64),
+    stable=st.booleans(),
+    ranks=st.dictionaries(
+        st.sampled_from(["q_proj", "v_proj", r"layers\.1\w*\.self_attn\.q_proj"]), st.integers(1, 64)
+    ),
+    alphas=st.dictionaries(st.sampled_from(["q_proj", "layers.0.self_attn.v_proj"]), st.floats(0.1, 1e3)),
+)
+def test_folding_patterns_keeps_every_scaling(r: int, stable: bool, ranks: dict, alphas: dict):
+    config = {**PLAIN, "r": r, "use_rslora": stable, "rank_pattern": ranks, "alpha_pattern": alphas}
+    layers = servable.layers(config, FULL)
+    folding = servable.fold(config, layers)
+    sglang = folding.config["lora_alpha"] / folding.config["r"]
+    assert folding.rank == max(layer.rank for layer in layers.values())
+    for name, layer in layers.items():
+        assert math.isclose(sglang * folding.factors[name], layer.scaling, rel_tol=1e-15)
+    assert not servable.needs_folding(folding.config)
+
+
+def test_of_patterns_the_first_that_fits_the_end_of_the_name_decides():
+    config = {**PLAIN, "rank_pattern": {"0.self_attn.q_proj": 2, "q_proj": 4}, "alpha_pattern": {"v": 1, "_proj": 3}}
+    assert [tuple(layer) for layer in servable.layers(config, FULL).values()] == [(2, 8), (8, 2), (4, 4)]
+
+
+def test_an_alpha_of_zero_is_nobody_s_divisor():
+    folding = fold({**PLAIN, "alpha_pattern": {"q_proj": 0}})
+    assert (folding.config["lora_alpha"], list(folding.factors.values())) == (16, [0, 1, 0])
+    assert fold({**PLAIN, "lora_alpha": 0}).factors == dict.fromkeys(FULL, 1)
+
+
 def test_folding_touches_nothing_else():
     config = {**PLAIN, "target_modules": r".*\.q_proj", "use_rslora": True, "lora_dropout": 0.1, "r": 16}
-    folded = servable.folded(config, ["v_proj", "q_proj"])
+    folded = fold(config).config
     assert folded == {**config, "target_modules": ["q_proj", "v_proj"], "use_rslora": False, "lora_alpha": 64}
     assert config["use_rslora"], "the original was changed"
 
@@ -171,6 +206,9 @@ def test_folding_touches_nothing_else():
         ({"target_modules": ".*q_proj"}, True),
         ({"target_modules": ["q_proj", "c_attn"]}, True),  # a list made for several architectures
         ({"use_rslora": True}, True),
+        ({"rank_pattern": {"q_proj": 9}}, True),
+        ({"alpha_pattern": {"q_proj": 9}}, True),
+        ({"rank_pattern": {"q_proj": 8}, "alpha_pattern": {"q_proj": 16.0}}, False),  # what holds anyway
     ],
     ids=str,
 )

@@ -69,6 +69,8 @@ SERVED = {
     "rsLoRA": {"use_rslora": True},
     "a start of its own": {"init_lora_weights": "orthogonal"},
     "training alone": {"lora_dropout": 0.1, "task_type": "CAUSAL_LM", "inference_mode": True},
+    "several ranks": {"rank_pattern": {"q_proj": 2}},
+    "several alphas": {"alpha_pattern": {"q_proj": 2, "v_proj": 3}},
     "a pattern that says nothing new": {"rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 8}},
 }
 
@@ -77,11 +79,29 @@ SERVED = {
 def test_what_is_served(save, facts, config: dict):
     path = save(**config)
     found = preflight.check(path, facts)
-    folded = config.get("use_rslora") or isinstance(
-        json.loads((path / "adapter_config.json").read_text())["target_modules"], str
-    )
+    folded = servable.needs_folding(json.loads((path / "adapter_config.json").read_text()))
     assert (found.path == path.resolve()) is not folded
     assert found.remarks == ()
+    assert preflight.check(path, facts) == found, "checking it again made another copy"
+
+
+@pytest.mark.parametrize("name", ["several ranks", "several alphas"])
+def test_a_folded_copy_gives_the_logits_of_the_original(save, facts, tiny_model: Path, name: str):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    def logits(folder: Path | None):
+        model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        with torch.no_grad():
+            return (
+                (PeftModel.from_pretrained(model, folder) if folder else model).eval()(torch.arange(3, 40)[None]).logits
+            )
+
+    path = save(**SERVED[name])
+    wanted = logits(path)
+    torch.testing.assert_close(logits(preflight.check(path, facts).path), wanted, rtol=0, atol=1e-5)
+    assert (logits(None) - wanted).abs().max() > 1e-3, "the adapter changes nothing"
 
 
 REFUSED = {
@@ -92,14 +112,13 @@ REFUSED = {
     "the embedding": ({"target_modules": ["q_proj", "v_proj", "embed_tokens"]}, ["embed_tokens"]),
     "the head": ({"target_modules": ["q_proj", "v_proj", "lm_head"]}, ["changes lm_head"]),
     "trained tokens": ({"trainable_token_indices": [1, 2]}, ["trainable_token_indices"]),
-    "several ranks": ({"rank_pattern": {"q_proj": 2}}, ["rank_pattern", "want (4, 64)"]),
-    "several alphas": ({"alpha_pattern": {"q_proj": 2}}, ["alpha_pattern"]),
     "PiSSA": ({"init_lora_weights": "pissa"}, ["init_lora_weights = pissa"]),
     "OLoRA": ({"init_lora_weights": "olora"}, ["init_lora_weights = olora"]),
     "aLoRA": ({"alora_invocation_tokens": [5, 6], "task_type": "CAUSAL_LM"}, ["alora_invocation_tokens"]),
     "a layer used twice": ({"layer_replication": [[0, 2], [1, 2]]}, ["layer_replication", "layers.2."]),
     "q alone": ({"target_modules": ["q_proj"]}, ["changes q_proj without v_proj"]),
     "too large a rank": ({"r": 65}, ["has rank 65, the server takes at most 64"]),
+    "too large a rank in one place": ({"rank_pattern": {"q_proj": 65}}, ["has rank 65, the server takes at most 64"]),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from peft import LoraConfig, PeftModel
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from tuneship.core import servable
 from tuneship.core.artifact import Manifest, quantized_base
 from tuneship.core.errors import ArtifactError
 from tuneship.core.recipe import Lora, Model, Quantization, Recipe
@@ -109,20 +107,6 @@ def linear_layers(base: Any) -> list[str]:
     head = base.get_output_embeddings()
     linear = (name for name, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head)
     return sorted({name.rsplit(".", 1)[-1] for name in linear})
-
-
-def save_adapter(trained: PeftModel, folder: Path) -> dict[str, Any]:
-    """Write the adapter into `folder`, and return its settings as they stand there.
-
-    rsLoRA's alpha / sqrt(rank) is written as the alpha under which alpha / rank says the same: every server scales so.
-    """
-    trained.save_pretrained(folder)
-    file = folder / "adapter_config.json"
-    config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    if config["use_rslora"]:
-        config = servable.folded(config, config["target_modules"])
-        file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    return config
 
 
 def load_trained(base_path: Path, adapter: Path, recipe: Recipe) -> PeftModel:

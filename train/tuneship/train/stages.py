@@ -18,7 +18,7 @@ from tuneship.core.parity import read_reference, write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.stage import Job
-from tuneship.train import fetch, fit, merge, model, parity, prepare
+from tuneship.train import export, fetch, fit, merge, model, parity, prepare
 from tuneship.train.data import Dataset
 from tuneship.train.prepare import Prepared
 
@@ -44,8 +44,7 @@ def train(job: Job) -> Path:
     trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt)
     train_s = time.perf_counter() - began
     with artifacts.draft(job.run.artifacts) as work:
-        config = model.save_adapter(trained, work)
-        (work / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        config = export.save_adapter(trained, work)
         prepared.tokenizer.save_pretrained(work)
         _say_what_cannot_be_served(config)
         if heldout:

@@ -20,7 +20,7 @@ from tuneship.core import artifact, servable
 from tuneship.core.artifact import Artifact, FileRecord
 from tuneship.core.errors import PreflightError
 from tuneship.core.files import sha256_file
-from tuneship.core.servable import PROJECTIONS, Reason
+from tuneship.core.servable import PROJECTIONS, Layer, Reason
 from tuneship.serve.preflight import files, folding, settings, tokenizer, weights
 from tuneship.serve.preflight.base import BaseModel, read_base
 
@@ -75,7 +75,7 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
     reasons = [
         *found.reasons,
         *servable.unserved(config),
-        *_rank(config, limits),
+        *_rank(config, tensors.layers, limits),
         *tensors.reasons,
         *(_origin(opened, base) if opened else tokenizer.check(path, base.path)),
     ]
@@ -84,7 +84,7 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
     return CheckedAdapter(
         name=name,
         content_id=opened.manifest.content_id if opened else artifact.content_id(records),
-        path=_served(path, found, records, config, tensors.modules, base, limits),
+        path=_served(path, found, records, config, tensors.layers, base, limits),
         remarks=(f"adapter {name!r} changes nothing: its answers are the base's",) if tensors.silent else (),
     )
 
@@ -104,15 +104,12 @@ def _origin(opened: Artifact, base: BaseModel) -> list[Reason]:
     return reasons
 
 
-def _rank(config: Mapping[str, Any], limits: Limits) -> list[Reason]:
-    if config["r"] <= limits.max_rank:
+def _rank(config: Mapping[str, Any], layers: Mapping[str, Layer], limits: Limits) -> list[Reason]:
+    rank = max((layer.rank for layer in layers.values()), default=config["r"])
+    if rank <= limits.max_rank:
         return []
-    return [
-        Reason(
-            f"has rank {config['r']}, the server takes at most {limits.max_rank}",
-            f"restart with --max-rank {config['r']}",
-        )
-    ]
+    fact = f"has rank {rank}, the server takes at most {limits.max_rank}"
+    return [Reason(fact, f"restart with --max-rank {rank}")]
 
 
 def _refusal(name: str, reasons: list[Reason]) -> PreflightError:
@@ -138,7 +135,7 @@ def _served(
     found: files.Files,
     records: Mapping[str, FileRecord],
     config: dict[str, Any],
-    modules: frozenset[str],
+    layers: Mapping[str, Layer],
     base: BaseModel,
     limits: Limits,
 ) -> Path:
@@ -146,5 +143,5 @@ def _served(
     # SGLang refuses tokens beyond the embedding, also those that the base's own tokenizer lists (Gemma 3).
     beyond = any(number >= base.vocab_size for number in tokenizer.added_tokens(path).values())
     if beyond or servable.needs_folding(config, limits.target_modules):
-        return folding.copy(found.weights, records[files.WEIGHTS].sha256, servable.folded(config, modules))
+        return folding.copy(found.weights, records[files.WEIGHTS].sha256, servable.fold(config, layers), layers)
     return path.resolve()

@@ -1,43 +1,56 @@
 """A sealed copy of an adapter whose settings SGLang would refuse or misread, in the words that it understands.
 
 The user's files are not touched. The copy lies in the cache under a name made of what is in it, whole or not at all:
-the tensors byte for byte, and an `adapter_config.json` that means the same (docs/decisions/0008).
+the tensors byte for byte (padded and scaled where ranks or scalings differ), and an `adapter_config.json` that means
+the same (docs/decisions/0008).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tuneship.core import artifact
+from tuneship.core import artifact, even
 from tuneship.core.cache import cache_dir
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_file, sha256_text, sync_directory, sync_tree
+from tuneship.core.servable import Folding, Layer
 from tuneship.serve.preflight.files import CONFIG, WEIGHTS
 
 
-def copy(weights: Path, digest: str, config: dict[str, Any]) -> Path:
-    """The directory of an adapter with the tensors in `weights` and the settings `config`, made if it is not there.
+def copy(weights: Path, digest: str, folding: Folding, layers: Mapping[str, Layer]) -> Path:
+    """The directory of the adapter in `weights`, which has these `layers`, folded; made if it is not there.
 
     `digest` is the SHA-256 that `weights` had when they were checked.
     """
-    text = json.dumps(config, indent=1, sort_keys=True)
-    final = cache_dir() / "adapters" / _name(digest, text)
-    if _is_whole(final, digest, text):
-        return final
-    with artifact.draft(final.parent) as work:
-        shutil.copyfile(weights, work / WEIGHTS)
-        (work / CONFIG).write_text(text, encoding="utf-8")
-        if not _is_whole(work, digest, text):
+    text = json.dumps(folding.config, indent=1, sort_keys=True)
+    rewritten = even.changes(folding, {name: layer.rank for name, layer in layers.items()})
+    folder = cache_dir() / "adapters"
+    if not rewritten and _is_whole(folder / _name(digest, text), digest, text):
+        return folder / _name(digest, text)
+    with artifact.draft(folder) as work:
+        if rewritten:
+            raw = weights.read_bytes()
+            changed = hashlib.sha256(raw).hexdigest() != digest
+            even.rewrite(raw, folding, work / WEIGHTS)
+            digest = sha256_file(work / WEIGHTS)
+        else:
+            shutil.copyfile(weights, work / WEIGHTS)
+            changed = sha256_file(work / WEIGHTS) != digest
+        if changed:
             raise ArtifactError(
                 f"{weights} was changed while it was checked", hint="try again when nobody writes to it"
             )
-        work.chmod(0o755)
-        sync_tree(work)
-        _put(work, final)
+        (work / CONFIG).write_text(text, encoding="utf-8")
+        final = folder / _name(digest, text)
+        if not _is_whole(final, digest, text):
+            work.chmod(0o755)
+            sync_tree(work)
+            _put(work, final)
     return final
 
 

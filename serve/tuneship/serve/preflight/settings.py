@@ -25,8 +25,8 @@ class _Shape(BaseModel):
     r: Annotated[int, Field(ge=1)]
     lora_alpha: Annotated[float, Field(allow_inf_nan=False)]
     target_modules: str | list[str]
-    rank_pattern: dict[str, int] | None = None
-    alpha_pattern: dict[str, float] | None = None
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    alpha_pattern: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
     layers_pattern: str | list[str] | None = None
@@ -44,7 +44,7 @@ def read(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         _Shape.model_validate(config)
-        for key in ("target_modules", "exclude_modules", "layers_pattern"):
+        for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
             for pattern in _listed(config.get(key)):
                 re.compile(pattern)
     except ValidationError as error:
@@ -87,5 +87,6 @@ def _in_its_layers(config: dict[str, Any], module: str) -> bool:
     return number in ([layers] if isinstance(layers, int) else layers)
 
 
-def _listed(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else value or []
+def _listed(value: str | Iterable[str] | None) -> list[str]:
+    """Of a dictionary its keys."""
+    return [value] if isinstance(value, str) else list(value or [])

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tuneship.core.servable import MERGE, PROJECTIONS, REEXPORT, Reason, unserved_modules
+from tuneship.core import servable
+from tuneship.core.servable import MERGE, PROJECTIONS, REEXPORT, Layer, Reason, unserved_modules
 from tuneship.serve import tensors
 from tuneship.serve.preflight import settings
 from tuneship.serve.preflight.base import BaseModel
@@ -29,10 +30,10 @@ _RETRAIN = "train it again, or take an earlier checkpoint"
 
 
 class Weights(NamedTuple):
-    """What was found. `modules` are names of layers, such as `q_proj`; `silent` says that no pair changes anything."""
+    """What was found. `layers` are those that it changes, by full name; `silent` says that no pair changes anything."""
 
     reasons: list[Reason]
-    modules: frozenset[str]
+    layers: dict[str, Layer]
     silent: bool
 
 
@@ -68,7 +69,7 @@ def check(file: Path, config: dict[str, Any], base: BaseModel, served: Collectio
         for module, halves in here.items()
         if not any(values[key].zero for key, tensor in halves.values() if tensor.dtype in tensors.FLOATS)
     ]
-    return Weights(reasons, frozenset(module.rpartition(".")[2] for module in here), not changing)
+    return Weights(reasons, servable.layers(config, here), not changing)
 
 
 def _sort(headers: dict[str, Tensor]) -> _Pairs:
@@ -148,8 +149,9 @@ def _coverage(pairs: _Pairs, config: dict[str, Any], base: BaseModel) -> list[Re
 
 def _shapes(here: dict[str, dict[str, tuple[str, Tensor]]], config: dict[str, Any], base: BaseModel) -> list[Reason]:
     """A must be (rank, in) and B (out, rank) of a weight (out, in)."""
-    rank, wrong = config["r"], []
-    for module, halves in here.items():
+    wrong = []
+    for module, (rank, _) in servable.layers(config, here).items():
+        halves = here[module]
         rows, columns = base.linear[module]
         for half, wanted in (("lora_A", (rank, columns)), ("lora_B", (rows, rank))):
             key, tensor = halves.get(half, ("", None))
