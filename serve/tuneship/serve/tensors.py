@@ -1,22 +1,31 @@
 """Tensors of safetensors files, read without torch and without holding a file in memory.
 
+    headers(file)     # {key: dtype, shape, place}
+    read(file)        # the same, what the values are like, and the file's SHA-256, of one and the same bytes
+
 Format: 8 bytes little-endian length, that many bytes of JSON, then the data that the JSON's offsets cover without gaps
 (https://github.com/huggingface/safetensors#format). The library checks all of that when it opens a file, so we ask it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tuneship.core.errors import ArtifactError
 
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
 """Behind the key of a weight that bitsandbytes has packed: its state as JSON, the true shape in it."""
-_CHUNK = 1 << 22
-"""Values looked at together."""
+_BLOCK = 1 << 20
+"""Bytes that are read, hashed and looked at together: few enough for the processor's cache."""
+_AHEAD = 8
+"""Blocks that may wait to be hashed."""
 
 
 class _Float(NamedTuple):
@@ -51,6 +60,24 @@ class Values(NamedTuple):
     zero: bool
 
 
+class Contents(NamedTuple):
+    """A file that was read once, from end to end: what was looked at is what was hashed."""
+
+    size: int
+    sha256: str
+    headers: dict[str, Tensor]
+    values: dict[str, Values]
+    """Of the tensors of `FLOATS`."""
+
+
+class _Piece(NamedTuple):
+    """A tensor, or what of a large one fits into a block; bytes from the file's beginning."""
+
+    key: str
+    start: int
+    end: int
+
+
 def headers(file: Path) -> dict[str, Tensor]:
     """{key: what the header says} of every tensor in `file`.
 
@@ -58,21 +85,41 @@ def headers(file: Path) -> dict[str, Tensor]:
         ArtifactError: not a safetensors file, cut short, or with a header that does not fit its data.
 
     """
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - not for `--help`
+    with _readable(file) as opened:
+        return _header(opened)[1]
 
-    try:
-        with safe_open(file, framework="numpy"), file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            listed = json.loads(opened.read(length))
-    except (SafetensorError, OSError) as error:
-        raise ArtifactError(
-            f"{file} cannot be read ({error}): truncated, or not safetensors", hint="copy or download it again"
-        ) from None
-    listed.pop("__metadata__", None)
-    return {
-        key: Tensor(entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"]))
-        for key, entry in listed.items()
-    }
+
+def read(file: Path) -> Contents:
+    """Everything about `file`, of one pass over its bytes: hashed in a thread while they are looked at in this one.
+
+    Raises:
+        ArtifactError: as `headers`.
+
+    """
+    if not file.is_file():  # opening a pipe would wait for somebody to write
+        raise ArtifactError(f"{file} is not a file")
+    digest, hashing = hashlib.sha256(), list[Future[None]]()
+    buffers = [memoryview(bytearray(_BLOCK)) for _ in range(_AHEAD)]
+    with _readable(file) as opened, ThreadPoolExecutor(1) as hasher:
+        raw, found = _header(opened)
+        digest.update(raw)
+        size, highest = len(raw), {key: 0 for key, tensor in found.items() if tensor.dtype in FLOATS}
+        for number, block in enumerate(_blocks(found)):
+            if number >= _AHEAD:
+                hashing[number - _AHEAD].result()
+            data = buffers[number % _AHEAD][: block[-1].end - block[0].start]
+            if block[0].start != size or opened.readinto(data) != len(data):
+                raise ValueError("it is being written to")
+            hashing.append(hasher.submit(digest.update, data))
+            for key, start, end in block:
+                if key in highest:
+                    values = data[start - size : end - size]
+                    highest[key] = max(highest[key], _highest(values, FLOATS[found[key].dtype]))
+            size += len(data)
+        if opened.read(1):
+            raise ValueError("it is being written to")
+    looked_at = {key: Values(most < FLOATS[found[key].dtype].exponent, most == 0) for key, most in highest.items()}
+    return Contents(size, digest.hexdigest(), found, looked_at)
 
 
 def read_bytes(file: Path, tensor: Tensor) -> bytes:
@@ -88,20 +135,51 @@ def nf4_shape(file: Path, state: Tensor) -> tuple[int, int]:
     return rows, columns
 
 
-def look_at(file: Path, tensor: Tensor) -> Values:
-    """Whether all values of a float tensor are finite, and whether all are zero."""
-    layout = FLOATS[tensor.dtype]
-    finite, zero = True, True
-    for chunk in _chunks(file, tensor, layout.width):
-        finite = finite and not ((chunk & layout.exponent) == layout.exponent).any()
-        zero = zero and not (chunk & layout.magnitude).any()
-    return Values(finite, zero)
+@contextmanager
+def _readable(file: Path) -> Iterator[BufferedReader]:
+    """`file`, which the library has found to be whole; what is wrong with it in there is said as that."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - not for `--help`
+
+    try:
+        with safe_open(file, framework="numpy"), file.open("rb") as opened:
+            yield opened
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{file} cannot be read ({error}): truncated, or not safetensors", hint="copy or download it again"
+        ) from None
 
 
-def _chunks(file: Path, tensor: Tensor, width: str) -> Iterator[Any]:
+def _header(opened: BufferedReader) -> tuple[bytes, dict[str, Tensor]]:
+    """What stands before the data, as it is and as it is meant."""
+    prefix = opened.read(8)
+    length = int.from_bytes(prefix, "little")
+    raw = opened.read(length)
+    listed = json.loads(raw)
+    listed.pop("__metadata__", None)
+    return prefix + raw, {
+        key: Tensor(entry["dtype"], tuple(entry["shape"]), *(8 + length + offset for offset in entry["data_offsets"]))
+        for key, entry in listed.items()
+    }
+
+
+def _blocks(found: Mapping[str, Tensor]) -> Iterator[list[_Piece]]:
+    """All data in the file's order, in blocks of neighbours."""
+    block: list[_Piece] = []
+    for key, tensor in sorted(found.items(), key=lambda item: item[1].start):
+        for start in range(tensor.start, tensor.end, _BLOCK):
+            piece = _Piece(key, start, min(start + _BLOCK, tensor.end))
+            if block and piece.end - block[0].start > _BLOCK:
+                yield block
+                block = []
+            block.append(piece)
+    if block:
+        yield block
+
+
+def _highest(raw: memoryview, layout: _Float) -> int:
+    """The largest magnitude among some values, as its bits: they are in the order of what they stand for."""
     import numpy as np  # noqa: PLC0415 - as above
 
-    count = (tensor.end - tensor.start) // np.dtype(width).itemsize
-    for begin in range(0, count, _CHUNK):
-        offset = tensor.start + begin * np.dtype(width).itemsize
-        yield np.fromfile(file, np.dtype(width), min(_CHUNK, count - begin), offset=offset)
+    values = np.frombuffer(raw, layout.width)
+    # Those without a sign bit are the largest of signed integers, those with one of unsigned ones.
+    return max(int(values.view(layout.width.replace("u", "i")).max()), int(values.max()) & layout.magnitude)

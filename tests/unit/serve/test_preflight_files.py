@@ -225,6 +225,47 @@ def test_what_is_no_file(make_adapter, check):
         check(path)
 
 
+def spoil(file: Path) -> None:
+    """A value becomes NaN."""
+    file.write_bytes(file.read_bytes()[:-4] + b"\xff\xff\xff\xff")
+
+
+def no_header(file: Path) -> None:
+    file.write_bytes(b"\xff" * file.stat().st_size)
+
+
+def other_shapes(file: Path) -> None:
+    """The same bytes as more and smaller matrices: nothing fits, and the size is the same."""
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"[4,8]", b"[8,4]"))
+    assert file.read_bytes() != content
+
+
+CHANGES = {
+    spoil: "adapter_model.safetensors was changed after it was written",
+    no_header: "adapter_model.safetensors was changed after it was written",
+    other_shapes: "adapter_model.safetensors was changed after it was written",
+    lambda file: file.write_bytes(file.read_bytes()[:-4]): "truncated or replaced",
+    Path.unlink: "adapter_model.safetensors is missing",
+    lambda file: [file.unlink(), os.mkfifo(file)]: "adapter_model.safetensors is missing",
+}
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES.items())
+def test_that_an_artifact_was_changed_is_said_before_what_is_wrong_in_it(seal_adapter, check, change, said):
+    path = seal_adapter("sql").path
+    change(path / "adapter_model.safetensors")
+    with pytest.raises(ArtifactError, match=said):
+        check(path)
+
+
+def test_settings_that_cannot_be_read_are_said_before_tensors(make_adapter, check):
+    path = make_adapter("sql", config={"r": "four"})
+    no_header(path / "adapter_model.safetensors")
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json is not an adapter's configuration: r"):
+        check(path)
+
+
 def test_a_pickled_adapter_is_seen_to_be_one(make_adapter):
     path = make_adapter("sql")
     (path / "adapter_config.json").unlink()

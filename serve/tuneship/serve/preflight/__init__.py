@@ -13,6 +13,7 @@ which is believed before its file names are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,10 @@ from tuneship.core.artifact import Artifact, FileRecord
 from tuneship.core.errors import PreflightError
 from tuneship.core.files import sha256_file
 from tuneship.core.servable import PROJECTIONS, Layer, Reason
+from tuneship.serve import tensors
 from tuneship.serve.preflight import files, folding, settings, tokenizer, weights
 from tuneship.serve.preflight.base import BaseModel, read_base
+from tuneship.serve.tensors import Contents
 
 __all__ = ["PROJECTIONS", "BaseModel", "CheckedAdapter", "Limits", "check", "is_adapter", "read_base"]
 
@@ -63,20 +66,26 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
         PreflightError: it is whole, and cannot be served here.
 
     """
-    opened = artifact.open_artifact(path, kind="adapter") if artifact.is_artifact(path) else None
-    if opened:
-        artifact.check_base(opened, base.record.weights_sha256, base.record.id)
-    name = (opened.manifest.name if opened else "") or path.name
-    found = files.find(path)
-    # Hashed before they are read: whoever changes them from now on has not changed what was checked.
-    records = opened.manifest.files if opened else _records(found)
-    config = settings.read(found.config)
-    tensors = weights.check(found.weights, config, base, limits.target_modules)
+    opened = artifact.open_artifact(path, kind="adapter", verify=False) if artifact.is_artifact(path) else None
+    found = None if opened else files.find(path)
+    # Hashed and read in one: whoever changes the files from now on has not changed what was checked.
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(tensors.read, path / files.WEIGHTS)
+        if opened:
+            _verify(opened, reading)
+            artifact.check_base(opened, base.record.weights_sha256, base.record.id)
+        name = (opened.manifest.name if opened else "") or path.name
+        found = found or files.find(path)
+        written = _record(found.config)
+        config = settings.read(found.config)
+        contents = reading.result()
+    records = opened.manifest.files if opened else _records(written, contents)
+    judged = weights.check(contents, config, base, limits.target_modules)
     reasons = [
         *found.reasons,
         *servable.unserved(config),
-        *_rank(config, tensors.layers, limits),
-        *tensors.reasons,
+        *_rank(config, judged.layers, limits),
+        *judged.reasons,
         *(_origin(opened, base) if opened else tokenizer.check(path, base.path)),
     ]
     if reasons:
@@ -84,9 +93,19 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
     return CheckedAdapter(
         name=name,
         content_id=opened.manifest.content_id if opened else artifact.content_id(records),
-        path=_served(path, found, records, config, tensors.layers, base, limits),
-        remarks=(f"adapter {name!r} changes nothing: its answers are the base's",) if tensors.silent else (),
+        path=_served(path, found, records, config, judged.layers, base, limits),
+        remarks=(f"adapter {name!r} changes nothing: its answers are the base's",) if judged.silent else (),
     )
+
+
+def _verify(opened: Artifact, reading: Future[Contents]) -> None:
+    """Check every byte of it. What cannot be read as tensors has mostly been changed, and that is said first."""
+
+    def sha256(file: Path) -> str:
+        known = file == opened.path / files.WEIGHTS and not reading.exception()
+        return reading.result().sha256 if known else sha256_file(file)
+
+    artifact.verify_payload(opened, sha256)
 
 
 def _origin(opened: Artifact, base: BaseModel) -> list[Reason]:
@@ -122,12 +141,13 @@ def _refusal(name: str, reasons: list[Reason]) -> PreflightError:
     )
 
 
-def _records(found: files.Files) -> dict[str, FileRecord]:
+def _record(file: Path) -> FileRecord:
+    return FileRecord(size=file.stat().st_size, sha256=sha256_file(file))
+
+
+def _records(config: FileRecord, contents: Contents) -> dict[str, FileRecord]:
     """The two files that answer, whose records are an adapter's identity; what else lies there may come and go."""
-    return {
-        file.name: FileRecord(size=file.stat().st_size, sha256=sha256_file(file))
-        for file in (found.config, found.weights)
-    }
+    return {files.CONFIG: config, files.WEIGHTS: FileRecord(size=contents.size, sha256=contents.sha256)}
 
 
 def _served(

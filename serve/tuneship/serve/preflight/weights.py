@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneship.core import servable
@@ -18,7 +17,7 @@ from tuneship.core.servable import MERGE, PROJECTIONS, REEXPORT, Layer, Reason, 
 from tuneship.serve import tensors
 from tuneship.serve.preflight import settings
 from tuneship.serve.preflight.base import BaseModel
-from tuneship.serve.tensors import Tensor
+from tuneship.serve.tensors import Contents, Tensor
 
 _PREFIX = "base_model.model."
 _HALVES = ("lora_A", "lora_B")
@@ -45,17 +44,13 @@ class _Pairs(NamedTuple):
     twice: list[str]
 
 
-def check(file: Path, config: dict[str, Any], base: BaseModel, served: Collection[str] = PROJECTIONS) -> Weights:
-    """Hold the tensors in `file` against the base's matrices and the modules that the server wraps.
-
-    Raises:
-        ArtifactError: the file cannot be read.
-
-    """
-    headers = tensors.headers(file)
+def check(
+    contents: Contents, config: dict[str, Any], base: BaseModel, served: Collection[str] = PROJECTIONS
+) -> Weights:
+    """Hold the tensors of a file against the base's matrices and the modules that the server wraps."""
+    headers, values = contents.headers, contents.values
     pairs = _sort(headers)
     here = {module: halves for module, halves in pairs.found.items() if module in base.linear}
-    values = {key: tensors.look_at(file, tensor) for key, tensor in headers.items() if tensor.dtype in tensors.FLOATS}
     reasons = [
         *_names(pairs, base),
         *_modules(here, served),
