@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 from tuneship.core.errors import EngineError, PreflightError, RegistryError, TuneshipError
 from tuneship.core.progress import say
@@ -34,6 +34,7 @@ from tuneship.serve.upstream import Upstream
 DRAIN_S = 60.0
 _READY_S = 5.0
 
+_Found = TypeVar("_Found")
 Verify = Callable[[Version, Path], Awaitable[str]]
 """(the loaded version, the directory that it came from) -> what to note; ParityError where it is another model."""
 
@@ -207,7 +208,7 @@ class Deployer:
         """The checked adapter, loaded and judged, with no weight yet."""
         supervisor, upstream = self._engine
         await supervisor.ready(_READY_S)
-        kept = await asyncio.to_thread(self._store.keep, checked)
+        kept = await asyncio.to_thread(self._store.copy, checked)
         try:
             version = self._registry.add(alias, checked.content_id, kept, pinned=pinned, actor=actor)
         except TuneshipError:
@@ -215,9 +216,12 @@ class Deployer:
             raise
         began = time.monotonic()
         try:
-            await engine_adapters.load(upstream, version.selector, kept, pinned=pinned)
-            await engine_adapters.answer_once(upstream, version.selector)
+            await _together(  # nobody asks it before both are done
+                asyncio.to_thread(self._store.prove, checked, kept),
+                engine_adapters.load(upstream, version.selector, kept, pinned=pinned),
+            )
             load_s = time.monotonic() - began
+            await engine_adapters.answer_once(upstream, version.selector)
             verified = await self._verify(version, source)
         except BaseException as error:
             await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
@@ -316,6 +320,15 @@ class Deployer:
             known = ", ".join(sorted({v.name for v in present})) or "nothing"
             raise RegistryError(f"there is no {name} here", hint=f"loaded of {alias}: {known}")
         return found
+
+
+async def _together(first: Awaitable[object], second: Awaitable[_Found]) -> _Found:
+    """What `second` finds, when both are over; what went wrong with `first` is said before what did with `second`."""
+    failure, found = await asyncio.gather(first, second, return_exceptions=True)
+    for error in (failure, found):
+        if isinstance(error, BaseException):
+            raise error
+    return cast("_Found", found)
 
 
 def refuse_adapters(mode: str) -> PreflightError:

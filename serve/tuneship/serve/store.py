@@ -2,7 +2,8 @@
 
     store = AdapterStore(state / "adapters")
     store.sweep({version.path for version in registry.versions() if version.state is not State.UNLOADED})
-    path = store.keep(preflight.check(folder, base, limits))
+    path = store.copy(checked := preflight.check(folder, base, limits))
+    store.prove(checked, path)      # may go on while an engine reads it, and must be over before anybody is answered
     store.drop(path)
 
 A copy holds the two files that SGLang reads, in a directory of its own for each load (`3fa9c1d20b77-2`), whole or not
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -39,27 +42,47 @@ class AdapterStore:
         """Of the loads of this server: no path is used twice while an engine may remember it."""
 
     def keep(self, checked: CheckedAdapter) -> Path:
-        """Copy the adapter that was checked, and prove that the copy is it; its directory.
+        """`copy` and `prove` in one: the directory of a copy that may be served.
 
         Raises:
-            ArtifactError: it was changed since it was checked, or is gone.
+            ArtifactError, RegistryError: as those; nothing is left of it.
+
+        """
+        path = self.copy(checked)
+        try:
+            self.prove(checked, path)
+        except BaseException:
+            self.drop(path)
+            raise
+        return path
+
+    def copy(self, checked: CheckedAdapter) -> Path:
+        """Copy the adapter that was checked; the copy's directory, of which nothing is proven yet.
+
+        Raises:
+            ArtifactError: it is gone.
             RegistryError: there is no room for it.
 
         """
-        try:
-            with artifact.draft(self._folder) as work:
-                for name in (CONFIG, WEIGHTS):
-                    _copy(checked, name, work)
-                if not _is_what_was_checked(work, checked):
-                    raise _changed(checked)
-                work.chmod(0o755)
-                sync_tree(work)
-                return self._put(work, checked.content_id[:SHORT])
-        except OSError as error:
-            raise RegistryError(
-                f"adapter {checked.name!r} cannot be copied to {self._folder}: {error.strerror}",
-                hint="is its disk full?",
-            ) from error
+        with self._writing(checked), artifact.draft(self._folder) as work:
+            for name in (CONFIG, WEIGHTS):
+                _copy(checked, name, work)
+            work.chmod(0o755)
+            return self._put(work, checked.content_id[:SHORT])
+
+    def prove(self, checked: CheckedAdapter, path: Path) -> None:
+        """See to it that the copy at `path` is what was checked, and outlives a power cut.
+
+        Raises:
+            ArtifactError: it was changed since it was checked.
+            RegistryError: it cannot be written to the disk.
+
+        """
+        with self._writing(checked):
+            if not _is_what_was_checked(path, checked):
+                raise _changed(checked)
+            sync_tree(path)
+            sync_directory(self._folder)
 
     def drop(self, path: Path) -> None:
         """Remove the copy at `path`, which nobody reads any more; one that is gone already is none."""
@@ -81,9 +104,18 @@ class AdapterStore:
             final = self._folder / f"{stem}-{number}"
             if not final.exists():  # it may be the last server's
                 os.rename(work, final)  # noqa: PTH104 - the one rename that makes it real
-                sync_directory(self._folder)
                 return final
         raise AssertionError
+
+    @contextmanager
+    def _writing(self, checked: CheckedAdapter) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RegistryError(
+                f"adapter {checked.name!r} cannot be copied to {self._folder}: {error.strerror}",
+                hint="is its disk full?",
+            ) from error
 
     def _remove(self, path: Path) -> None:
         """First its name, so that half of it never stands there under it."""
@@ -106,6 +138,10 @@ def _copy(checked: CheckedAdapter, name: str, work: Path) -> None:
     except OSError:
         raise _changed(checked) from None
     with source, (work / name).open("wb") as copy:
+        # A disk that can shares the blocks. What the kernel does not copy between these two is left to us.
+        with suppress(OSError):
+            while os.copy_file_range(source.fileno(), copy.fileno(), 1 << 30):
+                pass
         shutil.copyfileobj(source, copy, 1 << 20)
 
 

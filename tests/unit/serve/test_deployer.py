@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuneship.core.errors import EngineError, ParityError, PreflightError, RegistryError
+from tuneship.core.errors import ArtifactError, EngineError, ParityError, PreflightError, RegistryError
 from tuneship.serve import deploy, engine_adapters
 from tuneship.serve.catalog import Entry
 from tuneship.serve.registry import State
+from tuneship.serve.store import AdapterStore
 from tuneship.serve.supervisor import Phase
 
 LOAD, UNLOAD, GENERATE = "/load_lora_adapter", "/unload_lora_adapter", "/generate"
@@ -63,6 +65,42 @@ async def test_what_is_refused_before_leaves_nothing(world, adapters, make_adapt
     with pytest.raises(EngineError, match="the engine is restarting"):
         await world.deployer.load(adapters[0])
     assert not world.states()
+    world.agree()
+
+
+async def test_nobody_is_asked_before_the_copy_is_proven(world, adapters, monkeypatch):
+    proven, proves = threading.Event(), AdapterStore.prove
+
+    def proves_late(*given: Any) -> None:
+        proven.wait(5)
+        proves(*given)
+
+    monkeypatch.setattr(AdapterStore, "prove", proves_late)
+    loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
+    await until(lambda: world.engine.adapters)
+    await asyncio.sleep(0.05)
+    assert world.engine.asked == [LOAD]
+    proven.set()
+    assert (await loading).state is State.LIVE
+    world.agree()
+
+
+@pytest.mark.parametrize("fault", [None, 400])
+async def test_a_copy_of_something_else_is_unloaded_unasked(world, adapters, monkeypatch, fault):
+    check = world.check
+
+    async def checked_and_changed(path: Path) -> Any:
+        found = await check(path)
+        (path / "adapter_config.json").write_text("{}")
+        return found
+
+    monkeypatch.setattr(world, "check", checked_and_changed)
+    if fault:  # the engine does not take it either, for what it is
+        world.engine.faults[LOAD] = fault
+    with pytest.raises(ArtifactError, match="was changed while it was being loaded"):
+        await world.deployer.load(adapters[0], alias="sql")
+    assert world.engine.asked == [LOAD, UNLOAD]
+    assert list(world.states().values()) == [State.UNLOADED]
     world.agree()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -107,6 +108,41 @@ def test_bytes_that_change_while_they_are_copied_are_noticed(store, checked, mon
     monkeypatch.setattr(stores.shutil, "copyfileobj", copy_and_change)
     with pytest.raises(ArtifactError, match="was changed"):
         store.keep(checked)
+
+
+@pytest.mark.parametrize("copied", [-1, 0, 7])
+def test_what_the_kernel_does_not_copy_is_copied_all_the_same(store, checked, monkeypatch, copied):
+    kernels = os.copy_file_range
+
+    def stops_early(source: int, target: int, _: int) -> int:
+        if copied < 0:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        if os.lseek(source, 0, os.SEEK_CUR) < copied:
+            return kernels(source, target, copied)
+        return 0
+
+    monkeypatch.setattr(stores.os, "copy_file_range", stops_early)
+    kept = store.keep(checked)
+    assert all((kept / name).read_bytes() == (checked.path / name).read_bytes() for name in FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_copy_that_an_engine_may_have_read_is_proven_afterwards(store, checked, file):
+    kept = store.copy(checked)
+    assert listed(kept) == FILES
+    store.prove(checked, kept)
+    with (kept / file).open("r+b") as copy:
+        copy.seek(-1, os.SEEK_END)
+        copy.write(b"~")
+    with pytest.raises(ArtifactError, match="was changed"):
+        store.prove(checked, kept)
+
+
+def test_what_is_proven_is_on_the_disk(store, checked, monkeypatch):
+    flushed, kept = set(), store.copy(checked)
+    monkeypatch.setattr(os, "fsync", lambda file: flushed.add(Path(f"/proc/self/fd/{file}").readlink()))
+    store.prove(checked, kept)
+    assert flushed == {kept / FILES[0], kept / FILES[1], kept, kept.parent}
 
 
 def test_two_threads_with_one_adapter_get_two_copies(store, make_adapter, check):
