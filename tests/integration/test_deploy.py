@@ -158,6 +158,45 @@ async def test_what_was_unloaded_never_answers_again(server, url):
         assert response.status != 200, "the engine still has it"
 
 
+async def _goes_away(session: aiohttp.ClientSession, body: dict) -> None:
+    """Hang up after the first token."""
+    async with session.post(CHAT, json=body | {"stream": True, "max_tokens": 500, "ignore_eos": True}) as response:
+        async for line in response.content:
+            if line.startswith(b"data: "):
+                return
+
+
+async def _goes_away_in_the_queue(session: aiohttp.ClientSession, body: dict) -> None:
+    """More at once than the engine runs on a CPU (16); all hang up."""
+    asked = [asyncio.create_task(_goes_away(session, body)) for _ in range(24)]
+    await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def _asks_too_much(session: aiohttp.ClientSession, body: dict) -> None:
+    too_long = [{"role": "user", "content": "word " * 5000}]
+    async with session.post(CHAT, json=body | {"messages": too_long}) as response:
+        assert response.status == 400
+
+
+async def _wants_three(session: aiohttp.ClientSession, body: dict) -> None:
+    async with session.post(CHAT, json=body | {"n": 3, "max_tokens": 4}) as response:
+        assert len((await response.json())["choices"]) == 3
+
+
+@pytest.mark.parametrize("misuse", [_goes_away, _goes_away_in_the_queue, _asks_too_much, _wants_three])
+async def test_a_request_that_ends_badly_keeps_no_adapter(url, others, misuse):
+    """SGLang alone counts it as in flight for ever: the unload waits for it, and every load after that."""
+    verb("load", others["<delta>"], "--alias", "delta")
+    body = {"model": "delta", "messages": [{"role": "user", "content": "hello"}]}
+    async with aiohttp.ClientSession(url) as session:
+        await misuse(session, body)
+    verb("unload", "delta")
+    assert not states("delta")
+
+
 async def test_an_adapter_that_cannot_be_served_changes_nothing(tmp_path, marker_adapters):
     before = verb("list")
     broken = tmp_path / "wide"

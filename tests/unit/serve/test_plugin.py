@@ -87,7 +87,20 @@ def test_the_general_plugin_is_silent_and_light_in_other_peoples_engines(variabl
 
 
 def test_the_general_plugin_hooks_what_every_device_needs():
-    assert run_python(GENERAL, TUNESHIP_ENGINE="1")["hooks"] == ["sglang.srt.lora.lora.LoRAAdapter.initialize_weights"]
+    manager = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
+    hooked = ("_discard_pending_req_states", "_handle_abort_req", "_handle_batch_output", "_unload_lora_adapter_locked")
+    assert sorted(run_python(GENERAL, TUNESHIP_ENGINE="1")["hooks"]) == [
+        "sglang.srt.lora.lora.LoRAAdapter.initialize_weights",
+        *(f"{manager}.{name}" for name in hooked),
+    ]
+
+
+def test_gap_the_count_of_an_adapters_requests_is_wrong_for_ever():
+    """Fails when SGLang takes a request that it gives up off the count: then drop `adapters_in_use.py`."""
+    source = sglang_source("managers/tokenizer_manager.py")
+    given_up = source.split("def _discard_pending_req_states", 1)[1].split("\n    def ", 1)[0]
+    assert "AbortReq" in given_up
+    assert "lora" not in given_up
 
 
 def test_upstream_still_reads_adapters_in_their_bases_format():

@@ -15,6 +15,7 @@ def activate() -> None:
 
     if os.environ.get(ENGINE_VARIABLE) != "1":
         return
-    from tuneship.serve.sglang_plugin import adapter_load_format  # noqa: PLC0415 - loads torch
+    from tuneship.serve.sglang_plugin import adapter_load_format, adapters_in_use  # noqa: PLC0415 - load torch
 
     adapter_load_format.install()
+    adapters_in_use.install()
