@@ -234,7 +234,7 @@ def _memory_bytes(process: subprocess.Popen[bytes]) -> int:
     import pynvml  # noqa: PLC0415 - where there is a GPU
 
     pynvml.nvmlInit()
-    return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).used)
+    return int(pynvml.nvmlDeviceGetMemoryInfo(hardware.visible_gpus()[0]).used)
 
 
 def _graphs(log: str) -> bool | None:

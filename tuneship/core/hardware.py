@@ -1,13 +1,17 @@
-"""What this machine is: GPUs through NVML (no torch, no CUDA context), processor, memory, library versions."""
+"""What this machine is: GPUs through NVML (no torch, no CUDA context), processor, memory, library versions.
+
+The GPUs are those that a CUDA program started here would see: `CUDA_VISIBLE_DEVICES` holds for us, too.
+"""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import pynvml
@@ -76,20 +80,42 @@ def versions(packages: tuple[str, ...] = TRACKED) -> dict[str, str]:
     return found
 
 
+def visible_gpus() -> list[Any]:
+    """NVML's handles of the GPUs that CUDA programs started here see, in their order; between nvmlInit and Shutdown."""
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return handles
+    return [handles[index] for index in visible(wanted, [str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles])]
+
+
+def visible(wanted: str, uuids: Sequence[str]) -> list[int]:
+    """Which of the GPUs with `uuids` the words of `CUDA_VISIBLE_DEVICES` mean; CUDA stops at the first that is none."""
+    found = []
+    for word in map(str.strip, wanted.split(",")):
+        if word.isdecimal():
+            named = [int(word)] if int(word) < len(uuids) else []
+        else:
+            named = [index for index, uuid in enumerate(uuids) if word.startswith("GPU-") and uuid.startswith(word)]
+        if len(named) != 1:
+            break
+        found += named
+    return found
+
+
 def _gpus() -> tuple[tuple[Gpu, ...], str]:
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return (), ""
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
         gpus = tuple(
             Gpu(
                 name=pynvml.nvmlDeviceGetName(handle),
                 memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
                 capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
             )
-            for handle in handles
+            for handle in visible_gpus()
         )
         return gpus, str(pynvml.nvmlSystemGetDriverVersion())
     finally:

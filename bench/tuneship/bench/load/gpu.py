@@ -17,6 +17,7 @@ from typing import Any
 
 import pynvml
 
+from tuneship.core.hardware import visible_gpus
 from tuneship.core.report import GpuUse
 
 _INTERVAL_S = 0.1
@@ -71,9 +72,9 @@ def watch() -> Iterator[list[GpuUse]]:
 
 def _sample(seen: list[_Seen], done: threading.Event) -> None:
     """10 times a second, and at both ends; a GPU that cannot tell is left out."""
-    for index in range(pynvml.nvmlDeviceGetCount()):
+    for handle in visible_gpus():
         try:
-            gpu = _Seen(pynvml.nvmlDeviceGetHandleByIndex(index))
+            gpu = _Seen(handle)
             gpu.sample()
         except pynvml.NVMLError:
             continue
