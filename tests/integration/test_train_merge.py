@@ -116,20 +116,28 @@ def test_the_merged_checkpoint_passed_parity_and_stops_where_training_stopped(me
     assert not parity.forced
     assert 0 <= parity.kl_mean < 1
     assert parity.nll < parity.nll_base
+    assert parity.candidates.keys() == {"original", "dequantized"}
+    assert parity.nll == parity.candidates[parity.merged_into] == min(parity.candidates.values())
     assert json.loads((path / "generation_config.json").read_text())["eos_token_id"] == [2]
     assert (path / "chat_template.jinja").exists()
     assert artifact.manifest.parents == (open_artifact(next(merged.artifacts.glob("adapter-*"))).manifest.content_id,)
 
 
 def test_the_merged_logits_are_the_adapters_on_the_same_base(merged, tiny_model):
-    """In float32 on the unquantized base, merging is exact to rounding."""
+    """In float32, merging is exact to rounding."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    from tuneship.core.recipe import Model, Quantization
+    from tuneship.train.model import load_base
+
     (adapter,) = merged.artifacts.glob("adapter-*")
     (path,) = merged.artifacts.glob("merged-*")
-    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    parity = Parity.model_validate_json((path / "evidence" / "parity-1.json").read_text())
+    packed = Quantization() if parity.merged_into == "dequantized" else None
+    base = load_base(tiny_model, Model(id="tiny", dtype="float32"), packed)
+    base = base.dequantize() if packed else base
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         wanted = PeftModel.from_pretrained(base, adapter)(ids).logits
@@ -147,13 +155,14 @@ def test_a_second_up_does_nothing_and_a_changed_recipe_does_it_again(merged, pro
 
 
 def test_parity_over_the_limit_is_refused_and_force_is_recorded(merged, project):
-    refused = tuneship("up", "tiny.toml", "--until", "merge", "--merge.max_nll_increase", "0", cwd=project)
+    strict = ("up", "tiny.toml", "--until", "merge", "--merge.max_nll_increase", "0", "--merge.base", "original")
+    refused = tuneship(*strict, cwd=project)
     kept = merged.path / "artifacts"
     if refused.returncode == 0:
         pytest.fail("merging into the original base was no worse at all than the NF4 model: the limit was not tried")
     assert "nats per token worse than the trained one (limit 0.0" in refused.stderr
     before = set(kept.iterdir())
-    forced = tuneship("up", "tiny.toml", "--until", "merge", "--merge.max_nll_increase", "0", "--force", cwd=project)
+    forced = tuneship(*strict, "--force", cwd=project)
     assert forced.returncode == 0, forced.stderr
     assert set(kept.iterdir()) >= before
     assert not list(kept.glob(".draft-*"))

@@ -24,7 +24,7 @@ from tuneship.core.recipe import Recipe
 from tuneship.core.rundir import RunDir
 from tuneship.core.stage import Job, StageProcess, run_job
 
-_VERSION = {"train": 1, "merge": 1, "baseline": 2, "bench": 2}
+_VERSION = {"train": 1, "merge": 2, "baseline": 2, "bench": 2}
 """Raised when a stage would make something else of the same inputs."""
 
 

@@ -2,7 +2,7 @@
 
 A module of a smaller rank gets rows of zeros below its lora_A and columns of zeros beside its lora_B, which changes no
 product. A module of another scaling gets the quotient multiplied into its lora_B. Where every product can be written in
-the tensors' own dtype (mostly: the quotients are powers of two) the file keeps it and the adapter is the same to the last
+the tensors' own dtype (mostly: quotients are powers of two) the file keeps it and the adapter is the same to the last
 bit; else all of it is written in float32, where a value is off by 6e-8 of itself at most.
 """
 

@@ -59,11 +59,28 @@ class Parity(BaseModel):
     limit: float
     passed: bool
     forced: bool = False
+    merged_into: str = ""
+    """Of a merged checkpoint: original or dequantized."""
+    candidates: dict[str, float] = {}
+    """{what was merged into: held-out NLL} of all that were written and measured; the kept one's is `nll`."""
 
     @property
     def nll_increase(self) -> float:
         """Nats per token that the candidate is worse; negative when it is better."""
         return self.nll - self.nll_reference
+
+
+class Deferred(BaseModel):
+    """`evidence/deferred-<n>.json`: parity was not measured where the checkpoint was merged; `verify` has to."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True)
+
+    schema_: int = Field(default=SCHEMA, alias="schema")
+    merged_into: str
+    """original or dequantized."""
+    reason: str
+    limit: float
+    """Nats per token by which what is served may be worse than the trained model, as in a `Parity`."""
 
 
 class Verification(BaseModel):

@@ -129,9 +129,10 @@ class Train(Section):
 class Merge(Section):
     """From adapter to one checkpoint."""
 
-    not_yet: ClassVar = {"base": ("dequantized",)}
-
     base: Literal["original", "dequantized", "auto"] = "auto"
+    """Merge into the 16-bit weights, or into what packing made of them while training. auto: where the model fits in
+    memory twice, whichever is better on held-out rows; else the original.
+    """
     max_nll_increase: Annotated[float, Field(ge=0)] = 0.02
     """Nats per token, one-sided: the merged model may be better than the trained one without limit."""
 
@@ -305,6 +306,12 @@ class Recipe(Section):
                 f"train.method = {self.train.method!r} needs quantization.method = {wanted!r}, "
                 f"not {self.quantization.method!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_was_packed_is_dequantized(self) -> Recipe:
+        if self.merge.base == "dequantized" and self.quantization.method == "none":
+            raise ValueError("merge.base = 'dequantized' needs quantization.method = 'nf4', not 'none'")
         return self
 
     @model_validator(mode="after")

@@ -108,6 +108,8 @@ _HELD = {
     "velora_config": _Held("SGLang has not been tried with VeLoRA"),
     "megatron_config": _Held("it was trained in Megatron's layers, not in those of the base"),
 }
+_MERGED = frozenset({"task_type", "modules_to_save", "use_dora"})
+"""What `tuneship merge` merges right, of what is held."""
 KNOWN = _SILENT | _FOLDED | _HELD.keys()
 """Every field of a `LoraConfig` that this list was made for."""
 
@@ -117,21 +119,14 @@ def unserved(config: Mapping[str, Any]) -> list[Reason]:
 
     Fields that are missing are at PEFT's defaults. Which modules it changes is `unserved_modules`'s question.
     """
-    reasons = []
-    for key, value in sorted(config.items()):
-        if _is_unset(value) or key in _SILENT | _FOLDED:
-            continue
-        held = _HELD.get(key)
-        if held is None:
-            reasons.append(
-                Reason(
-                    f"sets {key} = {_short(value)}, which this tuneship does not know",
-                    f"upgrade tuneship; if {key} changes no answer, set it to null in adapter_config.json",
-                )
-            )
-        elif not any(value is allowed or value == allowed for allowed in held.allowed):
-            reasons.append(Reason(f"sets {key} = {_short(value)}: {held.why}", held.fix))
-    return reasons
+    return [reason for _, reason in _refused(config)]
+
+
+def unmerged(config: Mapping[str, Any]) -> list[Reason]:
+    """What keeps an adapter with these settings from being merged by `tuneship merge`; empty when nothing does."""
+    reasons = [(key, reason) for key, reason in _refused(config) if key not in _MERGED]
+    by_peft = "merge it with PEFT's merge_and_unload on the 16-bit base, or train it again without"
+    return [reason._replace(fix=f"{by_peft} {key}") if reason.fix == MERGE else reason for key, reason in reasons]
 
 
 def unserved_modules(names: Iterable[str], served: Iterable[str] = PROJECTIONS) -> list[Reason]:
@@ -185,6 +180,22 @@ def needs_folding(config: Mapping[str, Any], served: Iterable[str] = PROJECTIONS
     if config.get("use_rslora") or _has_patterns(config) or isinstance(targets, str):
         return True
     return not {target.rpartition(".")[2] for target in targets} <= {*served, *FUSED}
+
+
+def _refused(config: Mapping[str, Any]) -> list[tuple[str, Reason]]:
+    """(field, why it is refused)."""
+    found = []
+    for key, value in sorted(config.items()):
+        if _is_unset(value) or key in _SILENT | _FOLDED:
+            continue
+        held = _HELD.get(key)
+        if held is None:
+            fact = f"sets {key} = {_short(value)}, which this tuneship does not know"
+            fix = f"upgrade tuneship; if {key} changes no answer, set it to null in adapter_config.json"
+            found.append((key, Reason(fact, fix)))
+        elif not any(value is allowed or value == allowed for allowed in held.allowed):
+            found.append((key, Reason(f"sets {key} = {_short(value)}: {held.why}", held.fix)))
+    return found
 
 
 def _scaling(config: Mapping[str, Any], rank: int, alpha: float) -> float:

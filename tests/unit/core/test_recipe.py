@@ -23,7 +23,6 @@ NOT_YET: dict[str, Any] = {
     "train.backend": ["unsloth"],
     "train.strategy": ["ddp", "fsdp2"],
     "train.packing": [True],
-    "merge.base": ["dequantized"],
 }
 
 
@@ -39,9 +38,14 @@ def tree(key: str = "", value: Any = None) -> dict[str, Any]:
     return root
 
 
-def refused(tmp_path: Path, content: dict[str, Any]) -> RecipeError:
+def _written(tmp_path: Path, content: dict[str, Any]) -> Path:
     path = tmp_path / "recipe.toml"
     path.write_text(tomli_w.dumps(content))
+    return path
+
+
+def refused(tmp_path: Path, content: dict[str, Any]) -> RecipeError:
+    path = _written(tmp_path, content)
     with pytest.raises(RecipeError) as caught:
         recipe_file.load(path)
     assert str(path) in caught.value.message
@@ -56,6 +60,13 @@ def test_a_value_whose_work_comes_later_is_refused_by_name(tmp_path: Path, key: 
     error = refused(tmp_path, tree(key, value))
     assert "is not yet supported" in error.message
     assert key.rpartition(".")[2] in error.message
+
+
+def test_what_was_not_packed_has_no_dequantized_base(tmp_path: Path):
+    content = tree("merge.base", "dequantized")
+    assert recipe_file.load(_written(tmp_path, content)).merge.base == "dequantized"
+    error = refused(tmp_path, content | {"train": {"method": "lora"}, "quantization": {"method": "none"}})
+    assert "merge.base = 'dequantized' needs quantization.method = 'nf4'" in error.message
 
 
 @pytest.mark.parametrize("task", ["exact", "rouge-l", "python:mine.py:score"])

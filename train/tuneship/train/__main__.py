@@ -2,7 +2,8 @@
 
 from tuneship.core.stage import child_main
 from tuneship.train.base import build_for
-from tuneship.train.stages import fetch_base, merge_adapter, train
+from tuneship.train.merge_stage import merge_adapter
+from tuneship.train.stages import fetch_base, train
 
 if __name__ == "__main__":
     child_main({"fetch": fetch_base, "base": build_for, "train": train, "merge": merge_adapter})

@@ -1,38 +1,71 @@
-"""One bf16 checkpoint out of base and adapter, sealed only if it still is the model that was trained.
+"""One checkpoint out of base and adapter, in the memory that one shard of it takes, never the whole model.
 
-PEFT merges into a 4-bit base by quantizing again, with only a warning; so the adapter is always merged into a 16-bit
-base. The candidate is saved, loaded again from disk, and that is what parity is measured on.
+The adapter was trained on dequant(NF4(W)). It can be merged into W, the original, or into what it was trained on; which
+of the two is nearer to the trained model is measured (`candidates.py`), from disk.
 """
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from peft import PeftModel
-from transformers import GenerationConfig
+import torch
+from transformers import AutoConfig, GenerationConfig
 
-from tuneship.core.errors import ParityError
+from tuneship.core import checkpoint
+from tuneship.core.errors import ArtifactError, ParityError
 from tuneship.core.parity import Parity, ReferenceRow
 from tuneship.core.recipe import Model
-from tuneship.train.model import load_base
+from tuneship.train import merge_apply, merge_plan, shards, skeleton
+from tuneship.train.merge_apply import Packing
+from tuneship.train.model import device, pick_dtype
+from tuneship.train.shards import Tensors
 
-_SHARD = "5GB"
+Onto = Literal["original", "dequantized"]
 
 
-def write_merged(
-    base_path: Path, adapter: Path, tokenizer: Any, end_token_ids: tuple[int, ...], model: Model, out: Path
-) -> None:
-    """Merge `adapter` into the original 16-bit base and save a complete HF checkpoint into `out`.
+class Trained(NamedTuple):
+    """An adapter, the 16-bit base under it, and how that was packed: `kind` is nf4, fp4 or none, `dtype` from what."""
 
-    The generation config keeps the base's defaults and stops at `end_token_ids`.
+    base: Path
+    adapter: Path
+    kind: str
+    dtype: torch.dtype
+    double: bool
+
+
+def write_merged(trained: Trained, onto: Onto, tokenizer: Any, ends: tuple[int, ...], model: Model, out: Path) -> None:
+    """Merge into the original weights or the dequantized ones, and save a complete HF checkpoint into `out`.
+
+    The generation config keeps the base's defaults and stops at `ends`.
+
+    Raises:
+        ArtifactError: the adapter holds something that merging does not know, or does not fit the base.
+
     """
-    wrapped = PeftModel.from_pretrained(load_base(base_path, model), adapter)
-    merged = wrapped.merge_and_unload(safe_merge=True)
-    merged.config.use_cache = True
-    merged.generation_config = _generation_config(base_path, tokenizer, end_token_ids)
-    merged.save_pretrained(out, max_shard_size=_SHARD)
+    if checkpoint.read_config(trained.base).get("quantization_config"):
+        raise ArtifactError(f"{trained.base.name} is quantized: there are no 16-bit weights to merge into")
+    dtype = pick_dtype(model.dtype)
+    names = skeleton.read(trained.base, model)
+    base, adapter = shards.of_checkpoint(trained.base), Tensors([trained.adapter / "adapter_model.safetensors"])
+    settings = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    plan = merge_plan.plan(base.shapes, adapter.shapes, settings, names)
+    packing = None
+    if onto == "dequantized":
+        packing = Packing(names.packed, trained.kind, trained.dtype, trained.double)
+        _require(packing.keys, base)
+    merge_apply.apply(plan, base, adapter, out, dtype, device(), packing)
+    _write_settings(trained.base, model, dtype, out, tied=names.tied and not plan.untied)
+    _generation_config(trained.base, tokenizer, ends).save_pretrained(out)
     tokenizer.save_pretrained(out)
+
+
+def merged_bytes(base: Path, model: Model) -> int:
+    """What a merged checkpoint's weights will take."""
+    dtype = pick_dtype(model.dtype)
+    return sum(merge_apply.written_as(slot, dtype).size for slot in shards.of_checkpoint(base).slots.values())
 
 
 def require(parity: Parity, *, force: bool) -> Parity:
@@ -56,6 +89,26 @@ def require(parity: Parity, *, force: bool) -> Parity:
 def with_merged(reference: list[ReferenceRow], merged: list[list[float]]) -> list[ReferenceRow]:
     """The reference rows with the merged model's log-probabilities beside the others."""
     return [row.model_copy(update={"merged": log_p}) for row, log_p in zip(reference, merged, strict=True)]
+
+
+def _require(keys: frozenset[str], base: Tensors) -> None:
+    missing = sorted(keys - base.slots.keys())
+    if missing:
+        raise ArtifactError(
+            f"the base's checkpoint names its tensors in another way than its model: it has no {missing[0]}",
+            hint="--merge.base original",
+        )
+
+
+def _write_settings(base: Path, model: Model, dtype: torch.dtype, out: Path, *, tied: bool) -> None:
+    config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
+    config.dtype = dtype
+    config.use_cache = True
+    config.tie_word_embeddings = tied
+    config.save_pretrained(out)
+    if getattr(config, "auto_map", None):  # a model that brings code of its own keeps it
+        for code in base.glob("*.py"):
+            shutil.copyfile(code, out / code.name)
 
 
 def _generation_config(base_path: Path, tokenizer: Any, end_token_ids: tuple[int, ...]) -> GenerationConfig:

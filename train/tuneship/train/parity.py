@@ -21,6 +21,8 @@ from tuneship.train.template import IGNORED, Encoded
 ANSWER_TOKENS = 5_000
 """Enough for a mean NLL to be known to about 0.01 nats."""
 _BATCH_TOKENS = 2_048
+_BATCH_LOGITS = 1 << 26
+"""Values of one batch's logits, which a large vocabulary reaches first: 256 MB, some 8 times at once in `compare`."""
 
 
 class Comparison(NamedTuple):
@@ -53,7 +55,7 @@ def measure_reference(model: PeftModel, rows: Sequence[Encoded], pad_id: int, dt
     model.eval()
     by_model: dict[str, dict[int, list[float]]] = {"base": {}, "trained": {}}
     done = 0
-    for indices, batch in _batches(rows, pad_id, model.device):
+    for indices, batch in _batches(rows, pad_id, model):
         for name, context in (("base", model.disable_adapter()), ("trained", nullcontext())):
             with context:
                 log_p = _token_log_p(_log_softmax(model, batch), batch["input_ids"])
@@ -84,7 +86,7 @@ def compare(trained: Any, candidate: Any, reference: Sequence[ReferenceRow], pad
     merged: dict[int, list[float]] = {}
     nll, nll_reference, kl = [], [], []
     done = 0
-    for indices, batch in _batches(rows, pad_id, trained.device):
+    for indices, batch in _batches(rows, pad_id, trained):
         p, q = _log_softmax(trained, batch), _log_softmax(candidate, batch)
         log_p, log_q = (_token_log_p(x, batch["input_ids"]) for x in (p, q))
         answers = (batch["labels"] != IGNORED)[:, 1:]
@@ -125,6 +127,12 @@ def judge(measured: Comparison, rows: int, *, reference: str, candidate: str, li
     )
 
 
+def workspace_bytes(reference: Sequence[ReferenceRow], vocabulary: int) -> int:
+    """What `compare` needs beside the weights."""
+    longest = max(len(row.input_ids) for row in reference)
+    return 8 * 4 * max(_BATCH_LOGITS, longest * vocabulary)
+
+
 def _log_softmax(model: Any, batch: dict[str, Tensor]) -> Tensor:
     """[rows, T, vocabulary] in float32."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
@@ -137,15 +145,15 @@ def _token_log_p(log_softmax: Tensor, input_ids: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(following[:, :1]), following], dim=1)
 
 
-def _batches(
-    rows: Sequence[Encoded], pad_id: int, device: torch.device
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-    """Rows of like length together, right-padded, at most `_BATCH_TOKENS` padded tokens a batch."""
+def _batches(rows: Sequence[Encoded], pad_id: int, model: Any) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """Rows of like length together, right-padded, on `model`'s device; no more tokens than the two limits allow."""
+    device, vocabulary = model.device, model.get_output_embeddings().weight.shape[0]
+    most = min(_BATCH_TOKENS, _BATCH_LOGITS // vocabulary)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].input_ids))
     chunk: list[int] = []
     for index in order:
         longest = len(rows[index].input_ids)
-        if chunk and (len(chunk) + 1) * longest > _BATCH_TOKENS:
+        if chunk and (len(chunk) + 1) * longest > most:
             yield chunk, _collate([rows[i] for i in chunk], pad_id, device)
             chunk = []
         chunk.append(index)

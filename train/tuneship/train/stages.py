@@ -1,4 +1,4 @@
-"""The train stage's two halves as `tuneship up` runs them, each in a process of its own."""
+"""Fetching and training as `tuneship up` runs them, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from tuneship.core import artifact as artifacts
-from tuneship.core import base_store, checkpoint, hardware, recipe_file, servable
-from tuneship.core.artifact import Artifact, Manifest
+from tuneship.core import checkpoint, hardware, recipe_file, servable
+from tuneship.core.artifact import Manifest
 from tuneship.core.identity import data_sha256
-from tuneship.core.parity import read_reference, write_reference
+from tuneship.core.parity import write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.stage import Job
-from tuneship.train import export, fetch, fit, merge, model, parity, prepare
+from tuneship.train import export, fetch, fit, model, parity, prepare
 from tuneship.train.data import Dataset
 from tuneship.train.prepare import Prepared
 
@@ -55,58 +55,6 @@ def train(job: Job) -> Path:
             write_reference(work / artifacts.EVIDENCE, reference)
         manifest = _manifest(job, recipe, prepared, rows, trained, config, train_s)
         return artifacts.seal(work, manifest).path
-
-
-def merge_adapter(job: Job) -> Path:
-    """An adapter artifact -> a merged checkpoint whose parity was measured from disk."""
-    recipe = job.recipe
-    adapter = artifacts.open_artifact(Path(job.inputs["adapter"]), kind="adapter")
-    prepared = prepare.prepare(recipe)
-    base = checkpoint.identify(prepared.source.path, prepared.source.id, prepared.source.revision)
-    artifacts.check_base(adapter, base.weights_sha256, base.id)
-    original = base_store.original(prepared.source)
-    with artifacts.draft(job.run.artifacts) as work:
-        merge.write_merged(
-            original.path, adapter.path, prepared.tokenizer, adapter.manifest.end_token_ids, recipe.model, work
-        )
-        verdict = _prove(job, recipe, prepared, adapter, work)
-        manifest = adapter.manifest.model_copy(
-            update={
-                "kind": "merged",
-                "input_id": job.input_id,
-                "parents": (adapter.manifest.content_id,),
-                "recipe_digest": recipe_file.digest(recipe, "merge"),
-                "metrics": verdict or adapter.manifest.metrics,
-            }
-        )
-        return artifacts.seal(work, manifest).path
-
-
-def _prove(job: Job, recipe: Recipe, prepared: Prepared, adapter: Artifact, work: Path) -> dict[str, float]:
-    """Measure parity of what lies in `work`, keep the evidence there, and refuse what fails."""
-    if not (adapter.evidence / "reference.jsonl").exists():
-        say("no held-out data: parity of the merged checkpoint is not measured")
-        return {}
-    reference = list(read_reference(adapter.evidence))
-    trained = model.load_trained(prepared.source.path, adapter.path, recipe)
-    measured = parity.compare(trained, model.load_base(work, recipe.model), reference, prepared.pad_id)
-    verdict = merge.require(
-        parity.judge(
-            measured,
-            len(reference),
-            reference=f"{adapter.version} on {recipe.quantization.method} base",
-            candidate="merged",
-            limit=recipe.merge.max_nll_increase,
-        ),
-        force=job.force,
-    )
-    say(
-        f"parity over {verdict.tokens} held-out tokens: NLL {verdict.nll_reference:.4f} trained, "
-        f"{verdict.nll:.4f} merged ({verdict.nll_increase:+.4f} nats/token), KL {verdict.kl_mean:.4f}"
-    )
-    write_reference(work / artifacts.EVIDENCE, merge.with_merged(reference, measured.merged))
-    (work / artifacts.EVIDENCE / "parity-1.json").write_text(verdict.model_dump_json(indent=1, by_alias=True))
-    return {"nll_reference": verdict.nll_reference, "nll": verdict.nll, "kl_mean": verdict.kl_mean}
 
 
 def _say_what_cannot_be_served(config: dict[str, Any]) -> None:

@@ -1,0 +1,85 @@
+"""The merge stage as `tuneship up` runs it, in a process of its own: candidates, parity, a sealed checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from tuneship.core import artifact as artifacts
+from tuneship.core import base_store, checkpoint, recipe_file
+from tuneship.core.artifact import Artifact
+from tuneship.core.files import write_atomic
+from tuneship.core.parity import REFERENCE_FILE, Deferred, ReferenceRow, read_reference, write_reference
+from tuneship.core.progress import say
+from tuneship.core.stage import Job
+from tuneship.train import base as packed
+from tuneship.train import candidates, merge, prepare
+from tuneship.train.candidates import Kept, Text
+from tuneship.train.merge import Trained
+from tuneship.train.prepare import Prepared
+
+
+def merge_adapter(job: Job) -> Path:
+    """An adapter artifact -> a merged checkpoint whose parity was measured from disk, or left to `verify` by name."""
+    recipe = job.recipe
+    adapter = artifacts.open_artifact(Path(job.inputs["adapter"]), kind="adapter")
+    prepared = prepare.prepare(recipe)
+    base = checkpoint.identify(prepared.source.path, prepared.source.id, prepared.source.revision)
+    artifacts.check_base(adapter, base.weights_sha256, base.id)
+    has_reference = (adapter.evidence / REFERENCE_FILE).exists()
+    reference = list(read_reference(adapter.evidence)) if has_reference else []
+    with artifacts.draft(job.run.artifacts) as work:
+        text = Text(prepared.tokenizer, adapter.manifest.end_token_ids, prepared.pad_id)
+        kept = candidates.make(recipe, _trained(prepared, adapter), prepared.source.path, text, reference, work)
+        metrics = _prove(job, adapter, kept, reference, work / artifacts.EVIDENCE)
+        manifest = adapter.manifest.model_copy(
+            update={
+                "kind": "merged",
+                "input_id": job.input_id,
+                "parents": (adapter.manifest.content_id,),
+                "recipe_digest": recipe_file.digest(recipe, "merge"),
+                "metrics": metrics or adapter.manifest.metrics,
+            }
+        )
+        return artifacts.seal(work, manifest).path
+
+
+def _trained(prepared: Prepared, adapter: Artifact) -> Trained:
+    """A base that is packed on disk was packed from the dtype that all such are written in."""
+    quantization = adapter.manifest.quantization
+    on_disk = artifacts.quantized_base(prepared.source.path)
+    dtype = packed.DTYPE if on_disk else quantization.compute_dtype
+    return Trained(
+        base=base_store.original(prepared.source).path,
+        adapter=adapter.path,
+        kind=quantization.method,
+        dtype=getattr(torch, dtype),
+        double=quantization.double,
+    )
+
+
+def _prove(job: Job, adapter: Artifact, kept: Kept, reference: list[ReferenceRow], evidence: Path) -> dict[str, float]:
+    """Keep what was measured as evidence, and refuse what is worse than the limit; the merged model's metrics."""
+    recipe = job.recipe
+    limit = recipe.merge.max_nll_increase
+    if kept.deferred:
+        say(f"parity is left to verify: {kept.deferred}")
+        write_reference(evidence, reference)
+        left = Deferred(merged_into=kept.onto, reason=kept.deferred, limit=limit)
+        write_atomic(evidence / "deferred-1.json", left.model_dump_json(indent=1, by_alias=True))
+        return {}
+    if not kept.measured:
+        say("no held-out data: parity of the merged checkpoint is not measured")
+        return {}
+    trained_as = f"{adapter.version} on {recipe.quantization.method} base"
+    verdict = merge.require(kept.judge(trained_as, len(reference), limit), force=job.force)
+    others = [f"{nll:.4f} merged into the {onto} base" for onto, nll in kept.nlls.items() if onto != kept.onto]
+    say(
+        f"parity over {verdict.tokens} held-out tokens: NLL {verdict.nll_reference:.4f} trained, "
+        f"{verdict.nll:.4f} merged into the {kept.onto} base ({verdict.nll_increase:+.4f} nats/token), "
+        f"KL {verdict.kl_mean:.4f}" + "".join(f"; not kept: {other}" for other in others)
+    )
+    write_reference(evidence, merge.with_merged(reference, kept.measured[kept.onto].merged))
+    write_atomic(evidence / "parity-1.json", verdict.model_dump_json(indent=1, by_alias=True))
+    return {"nll_reference": verdict.nll_reference, "nll": verdict.nll, "kl_mean": verdict.kl_mean}
