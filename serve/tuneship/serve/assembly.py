@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ from tuneship.serve.slots import Pressure, Slots
 from tuneship.serve.store import AdapterStore
 from tuneship.serve.supervisor import Patience, Phase, Supervisor
 from tuneship.serve.upstream import Upstream
-from tuneship.serve.verify import Outcome, Verdict, read_evidence, verify, verify_merged
+from tuneship.serve.verify import Memory, Outcome, Verdict, read_evidence, verify, verify_merged
 from tuneship.serve.verify.engine import EngineScorer
 
 
@@ -123,7 +124,7 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
         metrics = Metrics(live)
         books = Books(registry, store, routes, metrics, slots)
         checker = Checker(catalog.origin, Limits(serve.max_rank))
-        judge = _verifying(serve, catalog, upstream, registry)
+        judge = _verifying(serve, catalog, Engine(supervisor, upstream), registry)
         deployer = Deployer(books, Engine(supervisor, upstream), checker, judge)
         try:
             yield Parts(routes, metrics, upstream, supervisor, live, deployer, registry)
@@ -152,15 +153,17 @@ def _live(supervisor: Supervisor, routes: Routes, slots: Slots | None) -> Live:
     )
 
 
-def _verifying(serve: Serve, catalog: Catalog, upstream: Upstream, registry: Registry) -> Verify:
+def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry) -> Verify:
     """How a version is held against the evidence that it came with."""
-    scorer = EngineScorer(upstream, catalog.base)
+    scorer = EngineScorer(engine.upstream, catalog.base)
+    memory = Memory(lambda: engine.supervisor.engine)
 
     async def judge(version: Version, source: Path) -> str:
         if not serve.verify:
             return "not asked"
         others = {v.name: v.selector for v in registry.versions() if v.state in SERVED and v.name != version.name}
-        verdict = await verify(scorer, version.selector, read_evidence(source / EVIDENCE), others=others)
+        reference = await asyncio.to_thread(read_evidence, source / EVIDENCE)
+        verdict = await verify(scorer, version.selector, reference, others=others, memory=memory)
         return _judged(version.name, verdict)
 
     return judge

@@ -221,8 +221,9 @@ class Deployer:
                 engine_adapters.load(upstream, version.selector, kept, pinned=pinned),
             )
             load_s = time.monotonic() - began
-            await engine_adapters.answer_once(upstream, version.selector)
-            verified = await self._verify(version, source)
+            verified = await _together(
+                engine_adapters.answer_once(upstream, version.selector), self._verify(version, source)
+            )
         except BaseException as error:
             await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
             raise

@@ -112,6 +112,14 @@ async def test_what_is_not_what_was_trained_is_unloaded(world, adapters):
     world.agree()
 
 
+async def test_that_it_does_not_answer_is_said_before_what_it_is(world, adapters):
+    world.engine.faults[GENERATE] = 400
+    world.verdict = ParityError("another model")
+    with pytest.raises(PreflightError, match="it does not answer: as it was told"):
+        await world.deployer.load(adapters[0], alias="sql")
+    world.agree()
+
+
 async def test_a_load_that_is_broken_off_is_undone(world, adapters):
     world.verdict = asyncio.get_running_loop().create_future()
     loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))

@@ -11,6 +11,7 @@ from tuneship.serve.verify.judge import OTHER_BITS, SAME_BITS, Figures, Finding,
 from tuneship.serve.verify.rendering import Rendering
 from tuneship.serve.verify.rows import Answers
 from tuneship.serve.verify.scorer import Scorer
+from tuneship.serve.verify.unknown import Memory
 from tuneship.serve.verify.verdict import Fault, Outcome, Verdict
 from tuneship.serve.verify.words import Said
 
@@ -22,6 +23,7 @@ async def verify(
     *,
     others: Mapping[str, str] | None = None,
     same_bits: bool = False,
+    memory: Memory | None = None,
 ) -> Verdict:
     """Hold the adapter `selector` of this server against `reference`, the evidence of what was trained.
 
@@ -34,13 +36,14 @@ async def verify(
         others: {public name: selector} of the server's other adapters, so that one that answers instead is named;
             asked only when something is wrong.
         same_bits: the base is known to be served in the quantization of training, so that less may lie between both.
+        memory: what earlier verifications of adapters from elsewhere found out about this server's base.
 
     Raises:
         TuneshipError: the server does not answer, or refuses to score.
 
     """
     if not reference:
-        return await unknown.verify(scorer, selector)
+        return await unknown.verify(scorer, selector, memory)
     answers = Answers.of(reference)
     served_base, served, rendered = await asyncio.gather(
         answers.score(scorer, None), answers.score(scorer, selector), rendering.compare(scorer, reference)
