@@ -92,7 +92,14 @@ def test_the_general_plugin_hooks_what_every_device_needs():
     assert sorted(run_python(GENERAL, TUNESHIP_ENGINE="1")["hooks"]) == [
         "sglang.srt.lora.lora.LoRAAdapter.initialize_weights",
         *(f"{manager}.{name}" for name in hooked),
+        "sglang.srt.utils.hf_transformers.tokenizer.get_tokenizer",
     ]
+
+
+def test_gap_a_tokenizer_without_a_length_breaks_the_answer():
+    """Fails when SGLang bounds or leaves out the number: then drop `tokenizer_length.py`."""
+    source = sglang_source("entrypoints/openai/serving_tokenize.py")
+    assert 'max_model_len = getattr(tokenizer, "model_max_length", -1)' in source
 
 
 def test_gap_the_count_of_an_adapters_requests_is_wrong_for_ever():

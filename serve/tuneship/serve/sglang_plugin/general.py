@@ -15,7 +15,11 @@ def activate() -> None:
 
     if os.environ.get(ENGINE_VARIABLE) != "1":
         return
-    from tuneship.serve.sglang_plugin import adapter_load_format, adapters_in_use  # noqa: PLC0415 - load torch
+    from tuneship.serve.sglang_plugin import (  # noqa: PLC0415 - load torch
+        adapter_load_format,
+        adapters_in_use,
+        tokenizer_length,
+    )
 
-    adapter_load_format.install()
-    adapters_in_use.install()
+    for module in (adapter_load_format, adapters_in_use, tokenizer_length):
+        module.install()
