@@ -1,0 +1,366 @@
+"""What adapters cost on a GPU: loads, tokens in flight during a load, the door, and formats of a base side by side.
+
+    python bench/studies/serve_gpu.py --servers merged,nf4 --measure load,itl,door --out FILE
+    python bench/studies/serve_gpu.py --servers merged,bf16,nf4,fp8 --measure formats --out FILE
+
+Every server is a `tuneship serve` of its own over random weights of a real shape (`served_shapes.py`). All are started
+first, then measured one after another, alone: figures of one run can be put side by side. `--out` is written after
+every measurement, so that what was measured before a failure is kept.
+
+- load: an adapter that the server never saw, from the admin verb to "loaded", and to the first token of its answer;
+- itl: gaps between tokens of 16 streams while adapters are loaded and unloaded, against the rest of the same run;
+- door: closed loops straight to the engine and through the door, in ABBA blocks (of `merged`, the faster one);
+- formats: closed loops of 1, 16 and 64 streams and an open one, on the base of each server with 1, 4 and 8 adapters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+from served_shapes import SHAPES, write_adapter, write_base
+
+from tuneship.bench.compare.statistics import sign_flip
+from tuneship.bench.load import processes
+from tuneship.bench.load.arrivals import Arrival, schedule
+from tuneship.bench.load.metrics import summarise
+from tuneship.bench.load.prompts import source
+from tuneship.bench.load.workload import Request, plan
+from tuneship.core import hardware
+from tuneship.core.endpoint import read_endpoint
+from tuneship.core.process import descendants, stop_tree, tail
+from tuneship.serve import running
+
+ADAPTERS = 8
+NF4 = ("--quantization", "nf4")
+TRITON = ("--extra-arg=--lora-backend", "--extra-arg=triton")
+VARIANTS: dict[str, tuple[str, ...] | None] = {
+    "merged": None,
+    "bf16": (),
+    "nf4": NF4,
+    "fp8": ("--quantization", "fp8"),
+    "bf16-triton": TRITON,
+    "nf4-triton": (*NF4, *TRITON),
+    "nf4-overlap": (*NF4, "--extra-arg=--enable-lora-overlap-loading"),
+    "nf4-eager": (*NF4, "--extra-arg=--disable-cuda-graph"),
+}
+"""Arguments of `tuneship serve`; None serves no adapters."""
+START_S, STAGGER_S = 420, 5
+_numbers = itertools.count()
+
+
+class Server(NamedTuple):
+    """One that answers."""
+
+    name: str
+    url: str
+    engine_url: str
+    model: str
+    adapters: tuple[str, ...]
+
+
+class Options(NamedTuple):
+    """How much of everything."""
+
+    shape: str
+    loads: int
+    blocks: int
+    streams: tuple[int, ...]
+    open_rate: float
+    clients: int
+
+
+def main() -> None:
+    """Start, measure, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--servers", default="merged,nf4", help="of: " + ", ".join(VARIANTS))
+    parser.add_argument("--measure", default="load,itl,door,formats")
+    parser.add_argument("--shape", choices=SHAPES, default="1.5b")
+    parser.add_argument("--work", type=Path, default=Path("served-shapes"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--loads", type=int, default=30)
+    parser.add_argument("--blocks", type=int, default=10, help="ABBA blocks of each level of the door")
+    parser.add_argument("--streams", type=int, nargs="*", default=(64, 256))
+    parser.add_argument("--open-rate", type=float, default=20)
+    parser.add_argument("--clients", type=int, default=4, help="processes of the load generator")
+    parser.add_argument("--serve-args", default="", help="more arguments of every `tuneship serve`")
+    asked = parser.parse_args()
+    options = Options(asked.shape, asked.loads, asked.blocks, tuple(asked.streams), asked.open_rate, asked.clients)
+    result = _about()
+    with contextlib.ExitStack() as stack:
+        servers = _start_all(
+            asked.servers.split(","), asked.work, options, shlex.split(asked.serve_args), stack, result
+        )
+        for measure in asked.measure.split(","):
+            for server in servers:
+                if (measure == "door" and server.name != servers[0].name) or (
+                    measure in LOADING and not server.adapters
+                ):
+                    continue
+                began = time.monotonic()
+                try:
+                    figures: Any = MEASURES[measure](server, options, asked.work)
+                except (OSError, RuntimeError, httpx.HTTPError, LookupError, ValueError) as error:
+                    figures = {"failed": f"{type(error).__name__}: {error}"}
+                result.setdefault(measure, {})[server.name] = figures
+                asked.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+                _say(measure, server.name, f"{time.monotonic() - began:.0f} s", json.dumps(figures))
+
+
+def _about() -> dict[str, Any]:
+    return {
+        "command": shlex.join(["python", *sys.argv]),
+        "machine": hardware.detect().as_record(),
+        "versions": hardware.versions(),
+    }
+
+
+def _say(*words: object) -> None:
+    print(time.strftime("%H:%M:%S"), *words, flush=True)
+
+
+def _start_all(
+    names: Sequence[str], work: Path, options: Options, more: Sequence[str], stack: contextlib.ExitStack,
+    result: dict[str, Any],
+) -> list[Server]:  # fmt: skip
+    """All servers, begun one after another and awaited together; one that does not start is left out, and said."""
+    base = write_base(options.shape, work / "base")
+    for number in range(ADAPTERS):
+        if not (work / "adapters" / f"a{number}").exists():
+            write_adapter(options.shape, work / "adapters" / f"a{number}", seed=number)
+    started: list[tuple[str, Path, subprocess.Popen[bytes], float]] = []
+    for name in names:
+        folder = work / name
+        folder.mkdir(exist_ok=True)
+        arguments = VARIANTS[name]
+        argv = [sys.executable, "-m", "tuneship", "serve", str(base), "--port", "0", *more]
+        argv += ["--log", str(folder / "engine.log"), "--endpoint-file", str(folder / "endpoint.json")]
+        if arguments is not None:
+            argv += ["--adapters", str(work / "adapters"), *arguments]
+        with (folder / "output").open("wb") as output:
+            process = subprocess.Popen(argv, stdout=output, stderr=output)
+        stack.callback(stop_tree, process, 20)
+        started.append((name, folder, process, time.monotonic()))
+        time.sleep(STAGGER_S)
+    servers = []
+    for name, folder, process, began in started:
+        while not (folder / "endpoint.json").exists():
+            if process.poll() is not None or time.monotonic() - began > START_S:
+                _say("NOT STARTED", name, tail(folder / "output", 5))
+                break
+            time.sleep(0.5)
+        else:
+            endpoint = read_endpoint(folder / "endpoint.json")
+            names_here = tuple(model.name for model in endpoint.models)
+            engine_url = _engine_url(process.pid)
+            servers.append(Server(name, endpoint.url, engine_url, names_here[0], names_here[1:]))
+            memory = _engine_memory(engine_url)
+            result.setdefault("servers", {})[name] = {"flags": endpoint.engine.flags, "memory": memory}
+            _say("READY", name, f"after {time.monotonic() - began:.0f} s", json.dumps(memory))
+    return servers
+
+
+def _engine_url(pid: int) -> str:
+    """Where the engine of the server `pid` listens; no client is meant to know."""
+    for child in descendants(pid):
+        words = child.cmdline()
+        if "sglang.launch_server" in words:
+            return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+    raise RuntimeError("the server has no engine")
+
+
+def _engine_memory(engine_url: str) -> Any:
+    """What SGLang says that it allocated, in GiB, and for how many tokens."""
+    said = httpx.get(f"{engine_url}/server_info", timeout=30).json()
+    return (said.get("internal_states") or [{}])[0].get("memory_usage")
+
+
+def _load(server: Server, options: Options, work: Path) -> dict[str, Any]:
+    """Adapters that nobody saw, one after the other on an idle server."""
+    admin = running.find(server.url)
+    spent: dict[str, list[float]] = {"loaded_ms": [], "first_answer_ms": []}
+    with httpx.Client(timeout=120) as client:
+        for _ in range(options.loads):
+            number, path = _fresh_adapter(options, work)
+            began = time.perf_counter()
+            version = _verb(client, admin, "", {"path": str(path), "alias": f"new{number}"})["version"]
+            loaded = time.perf_counter()
+            _first_token(client, server.url, f"new{number}")
+            spent["loaded_ms"].append(1e3 * (loaded - began))
+            spent["first_answer_ms"].append(1e3 * (time.perf_counter() - began))
+            _verb(client, admin, f"/{version}/unload", {})
+    return {"loads": options.loads} | {name: _quantiles(values) for name, values in spent.items()}
+
+
+def _fresh_adapter(options: Options, work: Path) -> tuple[int, Path]:
+    number = next(_numbers)
+    path = work / "fresh" / f"{os.getpid()}-{number}"
+    return number, write_adapter(options.shape, path, seed=1000 + number)
+
+
+def _verb(client: httpx.Client, admin: running.Running, path: str, body: dict[str, Any]) -> Any:
+    key = {"Authorization": f"Bearer {admin.admin_key}"}
+    answer = client.post(f"{admin.admin_url}/admin/adapters{path}", json=body, headers=key)
+    if answer.status_code != 200:
+        raise RuntimeError(answer.text[:500])
+    return answer.json()
+
+
+def _first_token(client: httpx.Client, url: str, model: str) -> None:
+    """Ask, and return when the first token with text has come."""
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "stream": True,
+            "ignore_eos": True}  # fmt: skip
+    with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+        if answer.status_code != 200:
+            raise RuntimeError(answer.read().decode()[:500])
+        for line in answer.iter_lines():
+            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                return
+    raise RuntimeError(f"{model} said nothing")
+
+
+def _itl(server: Server, options: Options, work: Path) -> dict[str, Any]:
+    """16 streams for as long as the loads take; their gaps are sorted by whether a load was under way."""
+    streams, each = 16, 200
+    asked = _requests("itl", server.adapters[:4], streams * max(3, options.loads // 2), 128, each)
+    admin = running.find(server.url)
+    fresh = [_fresh_adapter(options, work) for _ in range(options.loads)]
+    windows, zero = [], list[float]()
+
+    def watch(now_s: float, _: object) -> None:
+        zero.append(time.perf_counter() - now_s)
+
+    with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=120) as client:
+        load = pool.submit(processes.run, server.url, "", asked, drain_s=120, concurrency=streams, watch=watch)
+        time.sleep(2)  # the first wave is prefilled
+        for number, path in fresh:
+            if load.done():
+                break
+            start = time.perf_counter()
+            version = _verb(client, admin, "", {"path": str(path), "alias": f"busy{number}"})["version"]
+            windows.append((start, time.perf_counter()))
+            _verb(client, admin, f"/{version}/unload", {})
+            time.sleep(0.3)
+        records = load.result().records
+    gaps: dict[bool, list[float]] = {True: [], False: []}
+    for record in records:
+        for one, other in itertools.pairwise(record.chunks_s):
+            touched = any(start <= zero[0] + other and zero[0] + one <= end for start, end in windows)
+            gaps[touched].append(1e3 * (other - one))
+    loads_ms = [1e3 * (end - start) for start, end in windows]
+    return {
+        "streams": streams, "loads": len(windows), "load_ms": _quantiles(loads_ms),
+        "itl_ms": _quantiles(gaps[False]), "itl_during_load_ms": _quantiles(gaps[True]),
+        "added_p99_ms": _p(gaps[True], 99) - _p(gaps[False], 99),
+    }  # fmt: skip
+
+
+def _door(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:  # noqa: ARG001
+    """ABBA: A the engine itself, B the door; figures are of B against A, one-sided bounds at 95 %."""
+    found = []
+    for streams in options.streams:
+
+        def block(url: str, streams: int = streams) -> tuple[float, float]:
+            asked = _requests(f"door {next(_numbers)}", [server.model], 2 * streams, 128, 128)
+            result = _summary(url, asked, streams, options)
+            return result["tokens_per_s"], result["ttft_ms"]
+
+        block(server.url), block(server.engine_url)
+        slower, later, tokens, ttft = [], [], [], []
+        for _ in range(options.blocks):
+            a1, b1 = block(server.engine_url), block(server.url)
+            b2, a2 = block(server.url), block(server.engine_url)
+            slower.append((math.log(a1[0] * a2[0]) - math.log(b1[0] * b2[0])) / 2)
+            later.append((b1[1] + b2[1] - a1[1] - a2[1]) / 2)
+            tokens += [a1[0], a2[0]]
+            ttft += [a1[1], a2[1]]
+        lost, added = sign_flip(slower), sign_flip(later)
+        found.append(
+            {
+                "streams": streams, "blocks": options.blocks,
+                "engine_tokens_per_s": statistics.median(tokens), "engine_ttft_ms": statistics.median(ttft),
+                "throughput_lost": lost.mean, "throughput_lost_upper": lost.upper,
+                "ttft_added_ms": added.mean, "ttft_added_ms_upper": added.upper,
+            }
+        )  # fmt: skip
+    return found
+
+
+def _formats(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:  # noqa: ARG001
+    """512 tokens in, 128 out."""
+    found = []
+    for count in (1, 4, 8) if server.adapters else (0,):
+        models = server.adapters[:count] or (server.model,)
+        figures: dict[str, Any] = {"adapters": count}
+        _summary(server.url, _requests(f"warm {next(_numbers)}", models, 32, 512, 16), 16, options)
+        for streams, waves in ((1, 3), (16, 4), (64, 3)):
+            asked = _requests(f"formats {next(_numbers)}", models, streams * waves, 512, 128)
+            figures[f"{streams} streams"] = _summary(server.url, asked, streams, options)
+        arrivals = [Arrival(at_s) for at_s in schedule("poisson", options.open_rate, 6)]
+        level = f"open {next(_numbers)}"
+        prompts = source("fixed", input_tokens=512, output_tokens=128, salt=level)
+        asked = plan(arrivals, prompts, level=level, models=models, input_tokens=512, output_tokens=128)
+        figures[f"{options.open_rate:g}/s"] = _summary(server.url, asked, 0, options)
+        found.append(figures)
+        _say("formats", server.name, json.dumps(figures))
+    return found
+
+
+def _requests(level: str, models: Sequence[str], count: int, tokens_in: int, tokens_out: int) -> list[Request]:
+    """Prompts that no cache knows, over `models` in turn."""
+    prompts = source("fixed", input_tokens=tokens_in, output_tokens=tokens_out, salt=level)
+    return [
+        Request(0.0, models[index % len(models)], prompts.make(level, index, tokens_in), tokens_out)
+        for index in range(count)
+    ]
+
+
+def _summary(url: str, asked: Sequence[Request], streams: int, options: Options) -> dict[str, float]:
+    recording = processes.run(url, "", asked, drain_s=120, processes=options.clients, concurrency=streams)
+    result = summarise(
+        recording, workload="fixed", model=asked[0].model, arrivals="closed" if streams else "poisson",
+        rate=0, concurrency=streams,
+    )  # fmt: skip
+    if result.completed < result.requests or not (result.ttft_ms and result.tpot_ms and result.itl_ms):
+        raise RuntimeError(f"{result.requests - result.completed} of {result.requests} failed: {result.errors}")
+    return {
+        "tokens_per_s": round(result.output_tokens_per_s, 1),
+        "ttft_ms": round(result.ttft_ms.p50, 2),
+        "tpot_ms": round(result.tpot_ms.p50, 3),
+        "itl_p99_ms": round(result.itl_ms.p99, 2),
+    }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    return {f"p{q}": round(_p(values, q), 2) for q in (50, 95, 99)} | {"count": len(values)}
+
+
+def _p(values: Sequence[float], q: float) -> float:
+    return float(np.percentile(values, q))
+
+
+LOADING = ("load", "itl")
+MEASURES: dict[str, Callable[[Server, Options, Path], Any]] = {
+    "load": _load,
+    "itl": _itl,
+    "door": _door,
+    "formats": _formats,
+}
+
+if __name__ == "__main__":
+    main()
