@@ -22,7 +22,7 @@ from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure
 from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.preflight import Limits
 from tuneship.serve.preflight.apart import Checker
-from tuneship.serve.registry import SERVED, Registry, State, Version
+from tuneship.serve.registry import SERVED, Registry, Version
 from tuneship.serve.routes import Routes
 from tuneship.serve.slots import Pressure, Slots
 from tuneship.serve.store import AdapterStore
@@ -114,7 +114,7 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
         for event in registry.recovered:
             say(f"{event.version}: {event.detail}")
         store = AdapterStore(folder / "adapters")
-        store.sweep({version.path for version in registry.versions() if version.state is not State.UNLOADED})
+        store.sweep({version.path for version in registry.present()})
         slots = Slots(serve.max_loras + 1)
         routes = Routes(
             catalog.base, registry.versions(), watch=lambda e: slots.asked(e.version if e.selector else None)
@@ -161,7 +161,7 @@ def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registr
     async def judge(version: Version, source: Path) -> str:
         if not serve.verify:
             return "not asked"
-        others = {v.name: v.selector for v in registry.versions() if v.state in SERVED and v.name != version.name}
+        others = {v.name: v.selector for v in registry.present() if v.state in SERVED and v.name != version.name}
         reference = await asyncio.to_thread(read_evidence, source / EVIDENCE)
         verdict = await verify(scorer, version.selector, reference, others=others, memory=memory)
         return _judged(version.name, verdict)

@@ -206,31 +206,36 @@ class Deployer:
         self, checked: CheckedAdapter, alias: str, source: Path, *, pinned: bool, actor: str
     ) -> Version:
         """The checked adapter, loaded and judged, with no weight yet."""
-        supervisor, upstream = self._engine
-        await supervisor.ready(_READY_S)
+        await self._engine.supervisor.ready(_READY_S)
         kept = await asyncio.to_thread(self._store.copy, checked)
         try:
             version = self._registry.add(alias, checked.content_id, kept, pinned=pinned, actor=actor)
         except TuneshipError:
             self._store.drop(kept)
             raise
-        began = time.monotonic()
         try:
-            await _together(  # nobody asks it before both are done
-                asyncio.to_thread(self._store.prove, checked, kept),
-                engine_adapters.load(upstream, version.selector, kept, pinned=pinned),
-            )
-            load_s = time.monotonic() - began
-            verified = await _together(
-                engine_adapters.answer_once(upstream, version.selector), self._verify(version, source)
-            )
+            flushed = asyncio.to_thread(self._store.flush, kept)
+            verified = await _together(flushed, self._judged(version, checked, source))
         except BaseException as error:
             await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
             raise
         for remark in (*checked.remarks, *quantized.remarks(source, self._routes.base.path)):
             say(f"warning: {remark}")
-        self._metrics.adapter_loaded(load_s)
         return self._changed(self._registry.loaded(version.name, verified, actor))
+
+    async def _judged(self, version: Version, checked: CheckedAdapter, source: Path) -> str:
+        """What verification says of it, once it is in the engine."""
+        upstream, began = self._engine.upstream, time.monotonic()
+        await _together(  # nobody asks it before both are done
+            asyncio.to_thread(self._store.prove, checked, version.path),
+            engine_adapters.load(upstream, version.selector, version.path, pinned=version.pinned),
+        )
+        load_s = time.monotonic() - began
+        verified = await _together(
+            engine_adapters.answer_once(upstream, version.selector), self._verify(version, source)
+        )
+        self._metrics.adapter_loaded(load_s)
+        return verified
 
     async def _undo(self, version: Version, reason: str, actor: str) -> None:
         """A version that did not make it leaves no trace but its history."""
@@ -287,8 +292,8 @@ class Deployer:
 
     def _refresh(self) -> None:
         """Let the door and its figures follow the registry."""
-        versions = self._registry.versions()
-        here = {v.name: v.pinned for v in versions if v.state is not State.UNLOADED}
+        versions = self._registry.present()
+        here = {version.name: version.pinned for version in versions}
         self._routes.update(versions)
         self._metrics.serving([self._routes.base.version, *here])
         self._slots.serving(here)

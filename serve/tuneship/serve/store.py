@@ -1,9 +1,10 @@
 """The server's own copies of adapters: what was checked is what SGLang reads, and nobody changes it in between.
 
     store = AdapterStore(state / "adapters")
-    store.sweep({version.path for version in registry.versions() if version.state is not State.UNLOADED})
+    store.sweep({version.path for version in registry.present()})
     path = store.copy(checked := preflight.check(folder, base, limits))
-    store.prove(checked, path)      # may go on while an engine reads it, and must be over before anybody is answered
+    store.prove(checked, path)      # may go on while an engine reads it, and must be over before anybody asks that
+    store.flush(path)               # the same, before it is written down that it is served
     store.drop(path)
 
 A copy holds the two files that SGLang reads, in a directory of its own for each load (`3fa9c1d20b77-2`), whole or not
@@ -42,7 +43,7 @@ class AdapterStore:
         """Of the loads of this server: no path is used twice while an engine may remember it."""
 
     def keep(self, checked: CheckedAdapter) -> Path:
-        """`copy` and `prove` in one: the directory of a copy that may be served.
+        """`copy`, `prove` and `flush` in one: the directory of a copy that may be served.
 
         Raises:
             ArtifactError, RegistryError: as those; nothing is left of it.
@@ -51,6 +52,7 @@ class AdapterStore:
         path = self.copy(checked)
         try:
             self.prove(checked, path)
+            self.flush(path)
         except BaseException:
             self.drop(path)
             raise
@@ -64,23 +66,31 @@ class AdapterStore:
             RegistryError: there is no room for it.
 
         """
-        with self._writing(checked), artifact.draft(self._folder) as work:
+        with self._writing(), artifact.draft(self._folder) as work:
             for name in (CONFIG, WEIGHTS):
                 _copy(checked, name, work)
             work.chmod(0o755)
             return self._put(work, checked.content_id[:SHORT])
 
     def prove(self, checked: CheckedAdapter, path: Path) -> None:
-        """See to it that the copy at `path` is what was checked, and outlives a power cut.
+        """Make sure that the copy at `path` is what was checked.
 
         Raises:
             ArtifactError: it was changed since it was checked.
+
+        """
+        with self._writing():
+            if not _is_what_was_checked(path, checked):
+                raise _changed(checked)
+
+    def flush(self, path: Path) -> None:
+        """Let the copy at `path` outlive a power cut.
+
+        Raises:
             RegistryError: it cannot be written to the disk.
 
         """
-        with self._writing(checked):
-            if not _is_what_was_checked(path, checked):
-                raise _changed(checked)
+        with self._writing():
             sync_tree(path)
             sync_directory(self._folder)
 
@@ -108,13 +118,12 @@ class AdapterStore:
         raise AssertionError
 
     @contextmanager
-    def _writing(self, checked: CheckedAdapter) -> Iterator[None]:
+    def _writing(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise RegistryError(
-                f"adapter {checked.name!r} cannot be copied to {self._folder}: {error.strerror}",
-                hint="is its disk full?",
+                f"an adapter cannot be copied to {self._folder}: {error.strerror}", hint="is its disk full?"
             ) from error
 
     def _remove(self, path: Path) -> None:

@@ -85,6 +85,30 @@ async def test_nobody_is_asked_before_the_copy_is_proven(world, adapters, monkey
     world.agree()
 
 
+@pytest.mark.parametrize("disk", [None, RegistryError("the disk is full")])
+async def test_nothing_is_written_down_as_served_before_it_is_on_the_disk(world, adapters, monkeypatch, disk):
+    flushed, flushes = threading.Event(), AdapterStore.flush
+
+    def flushes_late(*given: Any) -> None:
+        flushed.wait(5)
+        if disk:
+            raise disk
+        flushes(*given)
+
+    monkeypatch.setattr(AdapterStore, "flush", flushes_late)
+    loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
+    await until(lambda: GENERATE in world.engine.asked)
+    await asyncio.sleep(0.05)
+    assert list(world.states().values()) == [State.CHECKED]
+    flushed.set()
+    if disk:
+        with pytest.raises(RegistryError, match="the disk is full"):
+            await loading
+    else:
+        assert (await loading).state is State.LIVE
+    world.agree()
+
+
 @pytest.mark.parametrize("fault", [None, 400])
 async def test_a_copy_of_something_else_is_unloaded_unasked(world, adapters, monkeypatch, fault):
     check = world.check

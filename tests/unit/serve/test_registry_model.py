@@ -115,6 +115,7 @@ class Model:
 def check(registry: Registry, model: Model) -> None:
     """That it is as the model is, and that whatever must always hold does."""
     found = {v.name: v for v in registry.versions()}
+    assert registry.present() == [v for v in found.values() if v.state is not State.UNLOADED]
     assert {alias: list(registry._alias(alias).lives) for alias in ALIASES} == model.lives
     assert {n: (v.state, v.generation, v.verified) for n, v in found.items()} == {
         n: (v.state, v.generation, v.verified) for n, v in model.versions.items()

@@ -138,10 +138,10 @@ def test_a_copy_that_an_engine_may_have_read_is_proven_afterwards(store, checked
         store.prove(checked, kept)
 
 
-def test_what_is_proven_is_on_the_disk(store, checked, monkeypatch):
+def test_what_is_flushed_is_on_the_disk(store, checked, monkeypatch):
     flushed, kept = set(), store.copy(checked)
     monkeypatch.setattr(os, "fsync", lambda file: flushed.add(Path(f"/proc/self/fd/{file}").readlink()))
-    store.prove(checked, kept)
+    store.flush(kept)
     assert flushed == {kept / FILES[0], kept / FILES[1], kept, kept.parent}
 
 

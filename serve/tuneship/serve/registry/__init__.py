@@ -133,6 +133,10 @@ class Registry:
         wanted = tables.aliases(connection) if alias is None else [alias]
         return [version for name in wanted for version in self._alias(name).versions]
 
+    def present(self) -> list[Version]:
+        """Those of all aliases that are not UNLOADED, sorted by name: what the door follows."""
+        return tables.present(self._held.connection, self._base.id)
+
     def find(self, name: str) -> Version | None:
         """The version of that name, `alias@id12`."""
         return self._alias_of(name).find(name)

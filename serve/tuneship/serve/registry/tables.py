@@ -8,10 +8,11 @@ for a version that failed its verification, a history that is changed.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tuneship.core.errors import RegistryError
 from tuneship.serve.registry.records import Event, State, Version
@@ -76,6 +77,8 @@ _TABLES = (
     "CREATE TRIGGER history_stays BEFORE DELETE ON history BEGIN SELECT RAISE(ABORT, 'history is kept'); END",
     "CREATE TRIGGER history_is_true BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is kept'); END",
 )
+
+_COLUMNS = "alias, content_id, path, state, weight, generation, pinned, verified, changed_at"
 
 
 class Base(NamedTuple):
@@ -146,17 +149,21 @@ def aliases(connection: sqlite3.Connection) -> list[str]:
 
 def read(connection: sqlite3.Connection, alias: str, base_id: str) -> Alias:
     """All that is known of `alias`."""
-    rows = connection.execute(
-        "SELECT alias, content_id, path, state, weight, generation, pinned, verified, changed_at FROM versions "
-        "WHERE alias = ?",
-        (alias,),
-    )
-    versions = [
-        Version(name, content_id, base_id, Path(path), State(state), weight, generation, bool(pinned), *rest)
-        for name, content_id, path, state, weight, generation, pinned, *rest in rows
-    ]
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM versions WHERE alias = ?", (alias,))  # noqa: S608
     lives = connection.execute("SELECT name FROM lives WHERE alias = ? ORDER BY position", (alias,))
-    return Alias(alias, lives=tuple(name for (name,) in lives)).put(*versions)
+    return Alias(alias, lives=tuple(name for (name,) in lives)).put(*(_version(row, base_id) for row in rows))
+
+
+def present(connection: sqlite3.Connection, base_id: str) -> list[Version]:
+    """The versions of all aliases that are not unloaded: an index finds them, however many there ever were."""
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM versions WHERE state != 'unloaded' ORDER BY alias")  # noqa: S608
+    aliases = groupby((_version(row, base_id) for row in rows), key=lambda version: version.alias)
+    return [version for alias, versions in aliases for version in Alias(alias).put(*versions).versions]
+
+
+def _version(row: Sequence[Any], base_id: str) -> Version:
+    alias, content_id, path, state, weight, generation, pinned, *rest = row
+    return Version(alias, content_id, base_id, Path(path), State(state), weight, generation, bool(pinned), *rest)
 
 
 def write(connection: sqlite3.Connection, before: Alias, after: Alias) -> None:
