@@ -58,10 +58,11 @@ def test_log_probabilities_do_not_depend_on_padding_or_order(tiny_model):
         assert known.trained[0] == 0.0
         assert known.trained[1:] == pytest.approx(log_p.tolist(), abs=1e-4)
         assert known.base[1:] != pytest.approx(known.trained[1:], abs=1e-3), "the adapter was not switched off"
-    same = parity.compare(model, model, reference, pad_id=0)
+    same = parity.compare(model, {"a": model}, reference, pad_id=0)["a"]
     assert same.tokens == sum(row.loss_tokens for row in rows)
     assert same.kl_mean == pytest.approx(0, abs=1e-6)
     assert same.nll == pytest.approx(same.nll_reference)
     with model.disable_adapter():
-        other = parity.compare(base, base, reference, pad_id=0)
-    assert other.nll == pytest.approx(other.nll_base, abs=1e-4)
+        both = parity.compare(base, {"base": base, "again": base}, reference, pad_id=0)
+    assert both["base"] == both["again"]
+    assert both["base"].nll == pytest.approx(both["base"].nll_base, abs=1e-4)

@@ -107,25 +107,26 @@ def _measure(
     reference: Sequence[ReferenceRow],
     pad_id: int,
 ) -> dict[Onto, Comparison]:
-    """One candidate in memory at a time, beside the trained model."""
+    """All candidates beside the trained model, which then answers once; one at a time where they do not fit."""
+    together = not _does_not_fit(recipe, trained, reference, len(folders))
     teacher = model.load_trained(packed_base, trained.adapter, recipe)
-    measured = {}
-    for onto, folder in folders.items():
-        candidate = model.load_base(folder, recipe.model)
-        measured[onto] = parity.compare(teacher, candidate, reference, pad_id)
-        del candidate
+    measured: dict[Onto, Comparison] = {}
+    for group in [list(folders)] if together else [[onto] for onto in folders]:
+        loaded = {onto: model.load_base(folders[onto], recipe.model) for onto in group}
+        measured |= parity.compare(teacher, loaded, reference, pad_id)
+        del loaded
         gc.collect()
         torch.cuda.empty_cache()
     return measured
 
 
-def _does_not_fit(recipe: Recipe, trained: Trained, reference: Sequence[ReferenceRow]) -> str:
-    """Why the trained model and a candidate cannot be measured side by side here; empty if they can."""
+def _does_not_fit(recipe: Recipe, trained: Trained, reference: Sequence[ReferenceRow], candidates: int = 1) -> str:
+    """Why the trained model and that many candidates cannot be measured side by side here; empty if they can."""
     shape = Shape.of(checkpoint.read_config(trained.base))
     candidate = merge.merged_bytes(trained.base, recipe.model)
     packed = recipe.quantization.method != "none"
     teacher = int(shape.linear_parameters * 0.53 + shape.embedding_parameters * 2) if packed else candidate
-    needed = candidate + teacher + parity.workspace_bytes(reference, shape.vocab)
+    needed = candidates * candidate + teacher + parity.workspace_bytes(reference, shape.vocab)
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
     if needed <= free * _USABLE:
         return ""

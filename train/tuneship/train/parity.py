@@ -6,9 +6,9 @@ model. A candidate (a merged checkpoint) is measured beside the trained model, s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from peft import PeftModel
@@ -17,6 +17,8 @@ from torch import Tensor
 from tuneship.core.parity import Parity, ReferenceRow
 from tuneship.core.progress import progress
 from tuneship.train.template import IGNORED, Encoded
+
+Name = TypeVar("Name", bound=str)
 
 ANSWER_TOKENS = 5_000
 """Enough for a mean NLL to be known to about 0.01 nats."""
@@ -77,37 +79,57 @@ def measure_reference(model: PeftModel, rows: Sequence[Encoded], pad_id: int, dt
 
 
 @torch.inference_mode()
-def compare(trained: Any, candidate: Any, reference: Sequence[ReferenceRow], pad_id: int) -> Comparison:
-    """Measure `candidate` against `trained` on the reference's rows."""
+def compare(
+    trained: Any, candidates: Mapping[Name, Any], reference: Sequence[ReferenceRow], pad_id: int
+) -> dict[Name, Comparison]:
+    """Measure each of `candidates` against `trained` on the reference's rows; all of them are in memory together."""
     rows = [
         Encoded(r.input_ids, [t if m else IGNORED for t, m in zip(r.input_ids, r.loss_mask, strict=True)])
         for r in reference
     ]
-    merged: dict[int, list[float]] = {}
-    nll, nll_reference, kl = [], [], []
+    tallies = {name: _Tally() for name in candidates}
     done = 0
     for indices, batch in _batches(rows, pad_id, trained):
-        p, q = _log_softmax(trained, batch), _log_softmax(candidate, batch)
-        log_p, log_q = (_token_log_p(x, batch["input_ids"]) for x in (p, q))
-        answers = (batch["labels"] != IGNORED)[:, 1:]
-        nll.append(-log_q[:, 1:][answers])
-        nll_reference.append(-log_p[:, 1:][answers])
-        kl.append((p[:, :-1][answers].exp() * (p[:, :-1][answers] - q[:, :-1][answers])).sum(-1))
-        for position, index in enumerate(indices):
-            merged[index] = log_q[position, : len(rows[index].input_ids)].tolist()
+        p = _log_softmax(trained, batch)
+        for name, candidate in candidates.items():
+            tallies[name].add(p, _log_softmax(candidate, batch), batch, {i: len(rows[i].input_ids) for i in indices})
         done += len(indices)
         progress("parity", done, len(rows))
-    divergence = torch.cat(kl)
     base = [b for r in reference for b, m in zip(r.base, r.loss_mask, strict=True) if m]
-    return Comparison(
-        tokens=divergence.numel(),
-        nll_base=-sum(base) / len(base),
-        nll_reference=float(torch.cat(nll_reference).double().mean()),
-        nll=float(torch.cat(nll).double().mean()),
-        kl_mean=float(divergence.double().mean()),
-        kl_p99=float(divergence.double().quantile(0.99)),
-        merged=[merged[index] for index in range(len(rows))],
-    )
+    return {name: tally.comparison(-sum(base) / len(base)) for name, tally in tallies.items()}
+
+
+class _Tally:
+    """One candidate's figures over all batches."""
+
+    def __init__(self) -> None:
+        self._nll: list[Tensor] = []
+        self._nll_reference: list[Tensor] = []
+        self._kl: list[Tensor] = []
+        self._merged: dict[int, list[float]] = {}
+
+    def add(self, p: Tensor, q: Tensor, batch: dict[str, Tensor], lengths: dict[int, int]) -> None:
+        """`p` and `q` are log-softmax of the trained model and the candidate; `lengths` are {row's index: tokens}."""
+        log_p, log_q = (_token_log_p(x, batch["input_ids"]) for x in (p, q))
+        answers = (batch["labels"] != IGNORED)[:, 1:]
+        self._nll.append(-log_q[:, 1:][answers])
+        self._nll_reference.append(-log_p[:, 1:][answers])
+        p, q = p[:, :-1][answers], q[:, :-1][answers]
+        self._kl.append((p.exp() * (p - q)).sum(-1))
+        for (index, length), row in zip(lengths.items(), log_q, strict=True):
+            self._merged[index] = row[:length].tolist()
+
+    def comparison(self, nll_base: float) -> Comparison:
+        divergence = torch.cat(self._kl).double()
+        return Comparison(
+            tokens=divergence.numel(),
+            nll_base=nll_base,
+            nll_reference=float(torch.cat(self._nll_reference).double().mean()),
+            nll=float(torch.cat(self._nll).double().mean()),
+            kl_mean=float(divergence.mean()),
+            kl_p99=float(divergence.quantile(0.99)),
+            merged=[self._merged[index] for index in range(len(self._merged))],
+        )
 
 
 def judge(measured: Comparison, rows: int, *, reference: str, candidate: str, limit: float) -> Parity:
