@@ -61,10 +61,6 @@ class Catalog(NamedTuple):
         """Its checkpoint."""
         return self.base.path
 
-    def find(self, name: object) -> Entry | None:
-        """The entry of exactly this name."""
-        return next((entry for entry in self.entries if entry.name == name), None)
-
 
 def read(
     model: str, adapters: Path | None = None, *, max_rank: int = 64, name: str = "", to_come: bool = False
