@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
 
@@ -27,7 +28,7 @@ from tuneship.serve.preflight.apart import Checker
 from tuneship.serve.registry import SERVED, Registry, State, Version
 from tuneship.serve.routes import Routes
 from tuneship.serve.slots import Slots
-from tuneship.serve.store import AdapterStore
+from tuneship.serve.store import AdapterStore, Begun
 from tuneship.serve.supervisor import Phase, Supervisor
 from tuneship.serve.upstream import Upstream
 
@@ -82,19 +83,20 @@ class Deployer:
             RegistryError: it is just coming or going, or the weight makes no sense.
 
         """
-        checked = await self._checker.check(path)
-        alias = checked_alias(alias or checked.name)
-        if alias == self._routes.base.name:
-            raise PreflightError(f"the base is called {alias}", hint="--alias NAME gives the adapter another name")
-        if weight and weight < 1 and not self._live(alias):
-            raise RegistryError(
-                f"{alias} has no live version beside which this one could answer {weight:.0%}",
-                hint="leave the weight out: the first version of an alias answers all requests",
-            )
-        known = self._registry.find(f"{alias}@{checked.content_id[:12]}")
-        if known is None or known.state not in SERVED:  # one that comes or goes is refused there
-            known = await self._bring_in(checked, alias, path, pinned=pinned, actor=actor)
-        return self._give(known, weight, actor)
+        async with self._copying(path) as begun:
+            checked = await self._checker.check(path)
+            alias = checked_alias(alias or checked.name)
+            if alias == self._routes.base.name:
+                raise PreflightError(f"the base is called {alias}", hint="--alias NAME gives the adapter another name")
+            if weight and weight < 1 and not self._live(alias):
+                raise RegistryError(
+                    f"{alias} has no live version beside which this one could answer {weight:.0%}",
+                    hint="leave the weight out: the first version of an alias answers all requests",
+                )
+            known = self._registry.find(f"{alias}@{checked.content_id[:12]}")
+            if known is None or known.state not in SERVED:  # one that comes or goes is refused there
+                known = await self._bring_in(checked, alias, path, begun, pinned=pinned, actor=actor)
+            return self._give(known, weight, actor)
 
     def promote(self, name: str, *, actor: str = "") -> Version:
         """Let a version (`alias@id`, or an alias's only candidate) answer all requests to its alias.
@@ -202,12 +204,28 @@ class Deployer:
         self._refresh()
         self._checker.start()  # now, when the engine's own start no longer needs the processor
 
+    @asynccontextmanager
+    async def _copying(self, path: Path) -> AsyncIterator[asyncio.Task[Begun | None]]:
+        """The copy of what lies at `path`, on its way while that is being checked; gone if nobody takes it."""
+        begun = asyncio.create_task(asyncio.to_thread(self._store.begin, path))
+        try:
+            yield begun
+        finally:
+            self._store.forget(await begun)
+
     async def _bring_in(
-        self, checked: CheckedAdapter, alias: str, source: Path, *, pinned: bool, actor: str
+        self,
+        checked: CheckedAdapter,
+        alias: str,
+        source: Path,
+        begun: asyncio.Task[Begun | None],
+        *,
+        pinned: bool,
+        actor: str,
     ) -> Version:
         """The checked adapter, loaded and judged, with no weight yet."""
         await self._engine.supervisor.ready(_READY_S)
-        kept = await asyncio.to_thread(self._store.copy, checked)
+        kept = await asyncio.to_thread(self._store.copy, checked, await asyncio.shield(begun))
         try:
             version = self._registry.add(alias, checked.content_id, kept, pinned=pinned, actor=actor)
         except TuneshipError:

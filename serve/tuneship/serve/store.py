@@ -2,7 +2,8 @@
 
     store = AdapterStore(state / "adapters")
     store.sweep({version.path for version in registry.present()})
-    path = store.copy(checked := preflight.check(folder, base, limits))
+    begun = store.begin(folder)     # while it is being checked; forgotten, where it is not taken
+    path = store.copy(preflight.check(folder, base, limits), begun)
     store.prove(checked, path)      # may go on while an engine reads it, and must be over before anybody asks that
     store.flush(path)               # the same, before it is written down that it is served
     store.drop(path)
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from tuneship.core import artifact
 from tuneship.core.artifact import FileRecord
@@ -32,6 +35,15 @@ from tuneship.serve.registry.records import SHORT
 
 _HALF = "."
 """Begins the name of what is being made or removed."""
+_EARLY_BYTES = 1 << 28
+"""What is copied before it is known to be an adapter is no larger."""
+
+
+class Begun(NamedTuple):
+    """A copy of which it is not known yet whether it is of an adapter."""
+
+    source: Path
+    work: Path
 
 
 class AdapterStore:
@@ -58,7 +70,32 @@ class AdapterStore:
             raise
         return path
 
-    def copy(self, checked: CheckedAdapter) -> Path:
+    def begin(self, path: Path) -> Begun | None:
+        """Copy what may be an adapter, while that is found out, to where it counts for nothing.
+
+        None where it is better copied when it has been checked: a large one, links, files that are none.
+        """
+        files = [path / name for name in (CONFIG, WEIGHTS)]
+        with suppress(OSError):  # whatever it is, it is said when that is copied in earnest
+            if any(file.is_symlink() or not file.is_file() or file.stat().st_size > _EARLY_BYTES for file in files):
+                return None
+            self._folder.mkdir(parents=True, exist_ok=True)
+            begun = Begun(path.resolve(), Path(tempfile.mkdtemp(dir=self._folder, prefix=f"{_HALF}begun-")))
+            try:
+                for file in files:
+                    _copy(file, begun.work)
+            except BaseException:
+                self.forget(begun)
+                raise
+            return begun
+        return None
+
+    def forget(self, begun: Begun | None) -> None:
+        """Remove what was begun, unless `copy` has taken it."""
+        if begun:
+            shutil.rmtree(begun.work, ignore_errors=True)
+
+    def copy(self, checked: CheckedAdapter, begun: Begun | None = None) -> Path:
         """Copy the adapter that was checked; the copy's directory, of which nothing is proven yet.
 
         Raises:
@@ -67,8 +104,14 @@ class AdapterStore:
 
         """
         with self._writing(), artifact.draft(self._folder) as work:
-            for name in (CONFIG, WEIGHTS):
-                _copy(checked, name, work)
+            if begun and begun.source == checked.path:
+                os.rename(begun.work, work)  # noqa: PTH104
+            else:
+                for name in (CONFIG, WEIGHTS):
+                    try:
+                        _copy(checked.path / name, work)
+                    except FileNotFoundError:
+                        raise _changed(checked) from None
             work.chmod(0o755)
             return self._put(work, checked.content_id[:SHORT])
 
@@ -141,12 +184,8 @@ class AdapterStore:
             sync_directory(self._folder)
 
 
-def _copy(checked: CheckedAdapter, name: str, work: Path) -> None:
-    try:
-        source = (checked.path / name).open("rb")
-    except OSError:
-        raise _changed(checked) from None
-    with source, (work / name).open("wb") as copy:
+def _copy(file: Path, folder: Path) -> None:
+    with file.open("rb") as source, (folder / file.name).open("wb") as copy:
         # A disk that can shares the blocks. What the kernel does not copy between these two is left to us.
         with suppress(OSError):
             while os.copy_file_range(source.fileno(), copy.fileno(), 1 << 30):

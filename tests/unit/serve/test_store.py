@@ -30,7 +30,7 @@ from tuneship.serve.store import AdapterStore
 store = AdapterStore(Path(sys.argv[1]))
 checked = CheckedAdapter("sql", sys.argv[3], Path(sys.argv[2]))
 while True:
-    print(store.keep(checked), flush=True)
+    print(store.copy(checked), flush=True)
 """
 
 
@@ -143,6 +143,59 @@ def test_what_is_flushed_is_on_the_disk(store, checked, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda file: flushed.add(Path(f"/proc/self/fd/{file}").readlink()))
     store.flush(kept)
     assert flushed == {kept / FILES[0], kept / FILES[1], kept, kept.parent}
+
+
+def test_what_was_begun_is_taken_once_it_was_checked(store, make_adapter, check):
+    path = make_adapter("sql")
+    begun = store.begin(path)
+    assert begun
+    assert begun.work.name.startswith(".")
+    checked = check(path)
+    (path / FILES[1]).unlink()  # it is not read again
+    kept = store.copy(checked, begun)
+    store.prove(checked, kept)
+    store.forget(begun)
+    assert listed(kept) == FILES
+    assert kept.stat().st_mode & 0o777 == 0o755
+    assert list(kept.parent.iterdir()) == [kept]
+
+
+def test_what_was_begun_and_then_changed_is_not_served(store, make_adapter, check):
+    path = make_adapter("sql")
+    begun = store.begin(path)
+    (path / FILES[0]).write_text(json.dumps(json.loads((path / FILES[0]).read_text()) | {"revision": "next"}))
+    checked = check(path)
+    with pytest.raises(ArtifactError, match="was changed"):
+        store.prove(checked, store.copy(checked, begun))
+
+
+def test_an_adapter_in_other_words_is_copied_when_those_are_there(store, make_adapter, check):
+    path = make_adapter("sql", config={"use_rslora": True})
+    begun = store.begin(path)
+    checked = check(path)
+    store.prove(checked, store.copy(checked, begun))
+    store.forget(begun)
+    assert not begun.work.exists()
+
+
+@pytest.mark.parametrize("odd", ["gone", "a link", "a pipe", "large", "no room"])
+def test_what_may_be_anything_is_not_copied_before_it_is_checked(store, make_adapter, monkeypatch, odd):
+    path = make_adapter("sql")
+    file = path / FILES[1]
+    content = file.read_bytes()
+    file.unlink()
+    if odd == "a link":
+        file.symlink_to("/etc/hostname")
+    elif odd == "a pipe":
+        os.mkfifo(file)
+    elif odd == "large":
+        with file.open("wb") as sparse:
+            sparse.truncate((1 << 28) + 1)
+    elif odd == "no room":
+        file.write_bytes(content)
+        monkeypatch.setattr(stores.shutil, "copyfileobj", lambda *_: os.write(-1, b""))
+    assert store.begin(path) is None
+    assert store.sweep(set()) == []
 
 
 def test_two_threads_with_one_adapter_get_two_copies(store, make_adapter, check):
