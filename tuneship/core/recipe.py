@@ -135,6 +135,8 @@ class Merge(Section):
     """
     max_nll_increase: Annotated[float, Field(ge=0)] = 0.02
     """Nats per token, one-sided: the merged model may be better than the trained one without limit."""
+    quantize: Literal["none", "fp8", "w4a16"] = "none"
+    """What is merged once more in fewer bits, by llm-compressor, and held to the same limit. Served on a GPU."""
 
 
 class Serve(Section):
@@ -312,6 +314,15 @@ class Recipe(Section):
     def _only_what_was_packed_is_dequantized(self) -> Recipe:
         if self.merge.base == "dequantized" and self.quantization.method == "none":
             raise ValueError("merge.base = 'dequantized' needs quantization.method = 'nf4', not 'none'")
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_once(self) -> Recipe:
+        if self.merge.quantize != "none" and self.serve.quantization != "none":
+            raise ValueError(
+                f"merge.quantize = {self.merge.quantize!r} needs serve.quantization = 'none', "
+                f"not {self.serve.quantization!r}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
 from tuneship.train import merge, model, parity
 from tuneship.train.merge import Onto, Trained
-from tuneship.train.parity import Comparison
+from tuneship.train.parity import Comparison, Name
 
 _USABLE = 0.9
 """Of the memory that is free; the rest is fragments."""
@@ -81,7 +81,7 @@ def make(
         (out / onto).mkdir()
         merge.write_merged(trained, onto, text.tokenizer, text.ends, recipe.model, out / onto)
     try:
-        measured = _measure(recipe, trained, packed_base, {onto: out / onto for onto in wanted}, reference, text.pad_id)
+        measured = measure(recipe, trained, packed_base, {onto: out / onto for onto in wanted}, reference, text.pad_id)
         kept = Kept(min(wanted, key=lambda onto: measured[onto].nll), measured)
     except torch.OutOfMemoryError:
         kept = Kept(wanted[0], {}, "the GPU's memory ran out")
@@ -99,25 +99,32 @@ def _wanted(recipe: Recipe) -> tuple[Onto, ...]:
     return ("original",) if recipe.quantization.method == "none" else ("original", "dequantized")
 
 
-def _measure(
+def measure(
     recipe: Recipe,
     trained: Trained,
     packed_base: Path,
-    folders: dict[Onto, Path],
+    folders: Mapping[Name, Path],
     reference: Sequence[ReferenceRow],
     pad_id: int,
-) -> dict[Onto, Comparison]:
+) -> dict[Name, Comparison]:
     """All candidates beside the trained model, which then answers once; one at a time where they do not fit."""
     together = not _does_not_fit(recipe, trained, reference, len(folders))
     teacher = model.load_trained(packed_base, trained.adapter, recipe)
-    measured: dict[Onto, Comparison] = {}
-    for group in [list(folders)] if together else [[onto] for onto in folders]:
-        loaded = {onto: model.load_base(folders[onto], recipe.model) for onto in group}
+    measured: dict[Name, Comparison] = {}
+    for group in [list(folders)] if together else [[name] for name in folders]:
+        loaded = {name: model.load_base(folders[name], recipe.model) for name in group}
         measured |= parity.compare(teacher, loaded, reference, pad_id)
         del loaded
-        gc.collect()
-        torch.cuda.empty_cache()
+        _free()
+    del teacher
+    _free()
     return measured
+
+
+def _free() -> None:
+    """Give back what nobody refers to, also to other processes."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _does_not_fit(recipe: Recipe, trained: Trained, reference: Sequence[ReferenceRow], candidates: int = 1) -> str:

@@ -10,13 +10,14 @@ from tuneship.core import artifact as artifacts
 from tuneship.core import base_store, checkpoint, recipe_file
 from tuneship.core.artifact import Artifact
 from tuneship.core.files import write_atomic
-from tuneship.core.parity import REFERENCE_FILE, Deferred, ReferenceRow, read_reference, write_reference
+from tuneship.core.parity import REFERENCE_FILE, Deferred, Parity, ReferenceRow, read_reference, write_reference
 from tuneship.core.progress import say
 from tuneship.core.stage import Job
 from tuneship.train import base as packed
-from tuneship.train import candidates, merge, prepare
+from tuneship.train import candidates, compress, merge, parity, prepare, skeleton
 from tuneship.train.candidates import Kept, Text
-from tuneship.train.merge import Trained
+from tuneship.train.merge import Onto, Trained
+from tuneship.train.parity import Comparison
 from tuneship.train.prepare import Prepared
 
 
@@ -31,8 +32,11 @@ def merge_adapter(job: Job) -> Path:
     reference = list(read_reference(adapter.evidence)) if has_reference else []
     with artifacts.draft(job.run.artifacts) as work:
         text = Text(prepared.tokenizer, adapter.manifest.end_token_ids, prepared.pad_id)
-        kept = candidates.make(recipe, _trained(prepared, adapter), prepared.source.path, text, reference, work)
+        trained = _trained(prepared, adapter)
+        kept = candidates.make(recipe, trained, prepared.source.path, text, reference, work)
         metrics = _prove(job, adapter, kept, reference, work / artifacts.EVIDENCE)
+        if recipe.merge.quantize != "none":
+            metrics |= _compress(job, prepared, adapter, trained, kept.onto, [] if kept.deferred else reference, work)
         manifest = adapter.manifest.model_copy(
             update={
                 "kind": "merged",
@@ -72,14 +76,58 @@ def _prove(job: Job, adapter: Artifact, kept: Kept, reference: list[ReferenceRow
     if not kept.measured:
         say("no held-out data: parity of the merged checkpoint is not measured")
         return {}
-    trained_as = f"{adapter.version} on {recipe.quantization.method} base"
-    verdict = merge.require(kept.judge(trained_as, len(reference), limit), force=job.force)
+    verdict = merge.require(kept.judge(_reference(job, adapter), len(reference), limit), force=job.force)
     others = [f"{nll:.4f} merged into the {onto} base" for onto, nll in kept.nlls.items() if onto != kept.onto]
     say(
         f"parity over {verdict.tokens} held-out tokens: NLL {verdict.nll_reference:.4f} trained, "
         f"{verdict.nll:.4f} merged into the {kept.onto} base ({verdict.nll_increase:+.4f} nats/token), "
         f"KL {verdict.kl_mean:.4f}" + "".join(f"; not kept: {other}" for other in others)
     )
-    write_reference(evidence, merge.with_merged(reference, kept.measured[kept.onto].merged))
-    write_atomic(evidence / "parity-1.json", verdict.model_dump_json(indent=1, by_alias=True))
+    return _record(evidence / "parity-1.json", verdict, reference, kept.measured[kept.onto])
+
+
+def _compress(
+    job: Job,
+    prepared: Prepared,
+    adapter: Artifact,
+    trained: Trained,
+    onto: Onto,
+    reference: list[ReferenceRow],
+    work: Path,
+) -> dict[str, float]:
+    """Put fewer bits in the place of the 16-bit weights in `work`, with a parity of their own; its metrics."""
+    recipe, scheme = job.recipe, job.recipe.merge.quantize
+    assert scheme != "none"
+    say(f"compressing to {scheme}")
+    rows = prepare.read_rows(recipe, prepared.template).train.rows if scheme == "w4a16" else []
+    ids = [row.input_ids for row in rows[: compress.CALIBRATION_ROWS]]
+    names = skeleton.read(trained.base, recipe.model)
+    metrics: dict[str, float] = {}
+    with artifacts.draft(job.run.artifacts) as scratch:
+        made = compress.compress(work, scheme, names, ids, scratch, job.attempt / "llm-compressor.log")
+        if reference:
+            folders = {str(scheme): made}
+            found = candidates.measure(recipe, trained, prepared.source.path, folders, reference, prepared.pad_id)
+            verdict = parity.judge(
+                found[scheme],
+                len(reference),
+                reference=_reference(job, adapter),
+                candidate=f"merged ({onto}), {scheme}",
+                limit=recipe.merge.max_nll_increase,
+            )
+            verdict = merge.require(verdict.model_copy(update={"merged_into": onto}), force=job.force)
+            say(f"as {scheme}: NLL {verdict.nll:.4f} ({verdict.nll_increase:+.4f}), KL {verdict.kl_mean:.4f}")
+            metrics = _record(work / artifacts.EVIDENCE / "parity-2.json", verdict, reference, found[scheme])
+        compress.replace_weights(work, made)
+    return metrics
+
+
+def _reference(job: Job, adapter: Artifact) -> str:
+    return f"{adapter.version} on {job.recipe.quantization.method} base"
+
+
+def _record(file: Path, verdict: Parity, reference: list[ReferenceRow], measured: Comparison) -> dict[str, float]:
+    """Keep it as evidence, and return it as metrics; `verify` replays what was measured last."""
+    write_reference(file.parent, merge.with_merged(reference, measured.merged))
+    write_atomic(file, verdict.model_dump_json(indent=1, by_alias=True))
     return {"nll_reference": verdict.nll_reference, "nll": verdict.nll, "kl_mean": verdict.kl_mean}
