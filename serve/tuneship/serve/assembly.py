@@ -28,7 +28,7 @@ from tuneship.serve.slots import Pressure, Slots
 from tuneship.serve.store import AdapterStore
 from tuneship.serve.supervisor import Patience, Phase, Supervisor
 from tuneship.serve.upstream import Upstream
-from tuneship.serve.verify import Memory, Outcome, Verdict, read_evidence, verify, verify_merged
+from tuneship.serve.verify import Memory, Outcome, Verdict, read_deferred, read_evidence, verify, verify_merged
 from tuneship.serve.verify.engine import EngineScorer
 
 
@@ -181,7 +181,8 @@ async def prove_merged(parts: Parts, catalog: Catalog, serve: Serve) -> None:
     if not reference:
         return
     float32 = serve.dtype == "float32" and all(row.dtype == "float32" for row in reference)
-    verdict = await verify_merged(EngineScorer(parts.upstream, catalog.base), reference, float32=float32)
+    left = read_deferred(catalog.base.path / EVIDENCE)
+    verdict = await verify_merged(EngineScorer(parts.upstream, catalog.base), reference, float32=float32, left=left)
     _judged(catalog.base.version, verdict)
 
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tuneship.core.errors import ArtifactError, ParityError
-from tuneship.core.parity import ReferenceRow, read_reference, write_reference
-from tuneship.serve.verify import Fault, Outcome, Verdict, read_evidence, verify, verify_merged
+from tuneship.core.parity import Deferred, ReferenceRow, read_reference, write_reference
+from tuneship.serve.verify import Fault, Outcome, Verdict, read_deferred, read_evidence, verify, verify_merged
 from tuneship.serve.verify.scorer import ServerFault, batches, prompt_ids
 from tuneship.serve.verify.statistics import (
     Spread,
@@ -283,6 +283,48 @@ async def test_merged():
     for reference in (unmerged, []):
         verdict = await verify_merged(FakeServer(world), reference, selector="good")
         assert (verdict.outcome, verdict.verified) == (Outcome.NO_EVIDENCE, "no evidence")
+
+
+async def test_merged_where_merging_measured_nothing():
+    """One-sided: by how much it is worse than the trained model, which alone is stored."""
+    left = Deferred(merged_into="original", reason="it did not fit", limit=0.02)
+
+    def unmerged(world: World) -> World:
+        return world._replace(reference=[row.model_copy(update={"merged": None}) for row in world.reference])
+
+    async def of(world: World, selector: str, limit: float = 0.02, **server) -> Verdict:
+        asked = FakeServer(unmerged(world), **server)
+        left_to = left.model_copy(update={"limit": limit})
+        return await verify_merged(asked, asked.world.reference, selector=selector, left=left_to)
+
+    world = make_world(rows=40, noise=0.02)
+    good = await of(world, "good")
+    assert good.passed
+    assert good.power > 1
+    assert abs(good.deviation.mean) < 0.02
+    for selector in ("base", "half", "other", "broken"):
+        verdict = await of(world, selector)
+        assert (verdict.outcome, verdict.fault) == (Outcome.FAILED, Fault.MERGE), selector
+        with pytest.raises(ParityError, match="nats per token worse than the trained model"):
+            verdict.require()
+    assert (await of(world, "double")).passed, "it is better than the trained model, which no limit forbids"
+    assert (await of(world, "good", prompt=[1, 2])).fault is Fault.TEMPLATE
+    few = make_world(rows=1, answer=8)
+    assert (await of(few, "good", limit=0.001)).outcome is Outcome.CANNOT_TELL
+    assert (await of(world, "base", limit=5)).outcome is Outcome.CANNOT_TELL, "the base itself would have passed"
+    measured = await verify_merged(FakeServer(world), world.reference, selector="good", left=left)
+    assert measured.passed
+    assert measured.noise_floor.mean > 0, "what merging measured was not asked"
+
+
+def test_what_was_left_to_verify_is_read_from_the_evidence(tmp_path):
+    assert read_deferred(tmp_path) is None
+    left = Deferred(merged_into="original", reason="it did not fit", limit=0.02)
+    (tmp_path / "deferred-1.json").write_text(left.model_dump_json(by_alias=True))
+    assert read_deferred(tmp_path) == left
+    (tmp_path / "deferred-1.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"deferred-1\.json cannot be read"):
+        read_deferred(tmp_path)
 
 
 def test_rows_are_chosen_evenly_within_their_budget(tmp_path):

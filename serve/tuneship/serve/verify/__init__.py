@@ -10,9 +10,19 @@ constant but twice the noise floor of the same server on the same rows (docs/dec
 """
 
 from tuneship.serve.verify.procedure import verify, verify_merged
-from tuneship.serve.verify.rows import read_evidence
+from tuneship.serve.verify.rows import read_deferred, read_evidence
 from tuneship.serve.verify.scorer import Scorer
 from tuneship.serve.verify.unknown import Memory
 from tuneship.serve.verify.verdict import Fault, Outcome, Verdict
 
-__all__ = ["Fault", "Memory", "Outcome", "Scorer", "Verdict", "read_evidence", "verify", "verify_merged"]
+__all__ = [
+    "Fault",
+    "Memory",
+    "Outcome",
+    "Scorer",
+    "Verdict",
+    "read_deferred",
+    "read_evidence",
+    "verify",
+    "verify_merged",
+]

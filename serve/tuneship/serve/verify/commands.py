@@ -86,7 +86,8 @@ async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: 
             listed = ", ".join((served.base, *served.adapters))
             raise EndpointError(f"{url} serves no model {model!r}", hint=f"say which with --model: {listed}")
         if merged:
-            verdict = await face.verify_merged(scorer, reference, selector=model)
+            left = face.read_deferred(path / EVIDENCE)
+            verdict = await face.verify_merged(scorer, reference, selector=model, left=left)
         else:
             others = {name: name for name in served.adapters if name != model.partition("@")[0]}
             verdict = await face.verify(scorer, model, reference, others=others)

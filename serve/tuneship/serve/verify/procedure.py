@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from tuneship.core.parity import ReferenceRow
-from tuneship.serve.verify import judge, rendering, unknown, words
+from tuneship.core.parity import Deferred, ReferenceRow
+from tuneship.serve.verify import deferred, judge, rendering, unknown, words
 from tuneship.serve.verify.judge import OTHER_BITS, SAME_BITS, Figures, Finding, Measured
 from tuneship.serve.verify.rendering import Rendering
 from tuneship.serve.verify.rows import Answers
@@ -60,17 +60,25 @@ async def verify(
 
 
 async def verify_merged(
-    scorer: Scorer, reference: Sequence[ReferenceRow], *, selector: str | None = None, float32: bool = False
+    scorer: Scorer,
+    reference: Sequence[ReferenceRow],
+    *,
+    selector: str | None = None,
+    float32: bool = False,
+    left: Deferred | None = None,
 ) -> Verdict:
     """Hold the model of this server against `reference`, the evidence of the merged checkpoint.
 
     There is no base to measure a floor on. It is what arithmetic is known to do to one checkpoint, or what this server
-    does to the same rows in other batches, whichever is more; `float32` says that both sides computed in it.
+    does to the same rows in other batches, whichever is more; `float32` says that both sides computed in it. Where
+    merging measured nothing, `left` says so, and the trained model is what it is held against.
 
     Raises:
         TuneshipError: as `verify`.
 
     """
+    if left and reference and all(row.merged is None for row in reference):
+        return await deferred.verify(scorer, selector, reference, left)
     if not reference or any(row.merged is None for row in reference):
         return Verdict(Outcome.NO_EVIDENCE, Fault.NONE, "nobody stored what the merged model says")
     answers = Answers.of(reference, merged=True)

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from tuneship.core import versioned
 from tuneship.core.errors import ArtifactError
-from tuneship.core.parity import REFERENCE_FILE, ReferenceRow, read_reference
+from tuneship.core.parity import REFERENCE_FILE, Deferred, ReferenceRow, read_reference
+from tuneship.core.parity import SCHEMA as PARITY_SCHEMA
 from tuneship.serve.verify.scorer import Scorer
 from tuneship.serve.verify.statistics import Rows
 
@@ -36,6 +38,17 @@ def read_evidence(folder: Path, rows: int = ROWS, tokens: int = TOKENS) -> list[
         if tokens >= 0 or not chosen:
             chosen.append(row)
     return chosen
+
+
+def read_deferred(folder: Path) -> Deferred | None:
+    """What merging left to `verify`, by the evidence in `folder`; None where it measured, or nothing is known.
+
+    Raises:
+        ArtifactError: the file is something else.
+
+    """
+    files = sorted(folder.glob("deferred-*.json"))
+    return versioned.parse(Deferred, files[-1].read_bytes(), files[-1], PARITY_SCHEMA, ArtifactError) if files else None
 
 
 def _checked(row: ReferenceRow, folder: Path) -> ReferenceRow:

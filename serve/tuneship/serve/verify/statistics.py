@@ -40,6 +40,14 @@ class Spread(NamedTuple):
         return Spread(max(self.mean, other.mean), max(self.high, other.high))
 
 
+class Interval(NamedTuple):
+    """A mean over tokens, and how low and high it may really be."""
+
+    low: float
+    mean: float
+    high: float
+
+
 class Effect(NamedTuple):
     """What serving an adapter does to its base, beside what training it did, over all tokens."""
 
@@ -82,6 +90,13 @@ def upper_bound(measured: Rows) -> Spread:
 def lower_bound(measured: Rows) -> Spread:
     """How large they surely are: the other end of `upper_bound`."""
     return _bound(measured, -_CERTAINTY)
+
+
+def interval(measured: Rows) -> Interval:
+    """Of signed figures, with the doubt of `upper_bound`."""
+    mean = math.fsum(_flat(measured)) / len(_flat(measured))
+    doubt = _CERTAINTY * _error(measured, mean)
+    return Interval(mean - doubt, mean, mean + doubt)
 
 
 def effect(base: Rows, trained: Rows, served_base: Rows, served: Rows) -> Effect:
@@ -127,9 +142,12 @@ def _spread(measured: Rows, level: float) -> Spread:
 def _bound(measured: Rows, certainty: float) -> Spread:
     level = HIGH + certainty * math.sqrt(HIGH * (1 - HIGH) / sum(map(len, measured)))
     found = _spread(measured, min(max(level, 0.0), 1.0))
-    # Few rows may be alike by chance: their tokens are asked too.
-    errors = (_standard_error(clusters, found.mean) for clusters in (measured, [[x] for x in _flat(measured)]))
-    return Spread(max(found.mean + certainty * max(errors), 0.0), found.high)
+    return Spread(max(found.mean + certainty * _error(measured, found.mean), 0.0), found.high)
+
+
+def _error(measured: Rows, mean: float) -> float:
+    """Few rows may be alike by chance: their tokens are asked too."""
+    return max(_standard_error(clusters, mean) for clusters in (measured, [[x] for x in _flat(measured)]))
 
 
 def _standard_error(clusters: Rows, mean: float) -> float:

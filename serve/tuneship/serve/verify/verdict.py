@@ -29,6 +29,8 @@ class Fault(StrEnum):
     SCALE = "scale"
     OTHER_BASE = "other-base"
     TEMPLATE = "template"
+    MERGE = "merge"
+    """What was trained, less good than it was: merging lost it."""
     UNKNOWN = "unknown"
 
 
