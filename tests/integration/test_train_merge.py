@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -166,6 +167,29 @@ def test_parity_over_the_limit_is_refused_and_force_is_recorded(merged, project)
     assert forced.returncode == 0, forced.stderr
     assert set(kept.iterdir()) >= before
     assert not list(kept.glob(".draft-*"))
+
+
+def test_what_does_not_fit_is_merged_into_the_original_and_left_to_verify(merged, project, tmp_path, monkeypatch):
+    from tuneship.core.parity import Deferred
+    from tuneship.core.stage import Job
+    from tuneship.train import candidates
+    from tuneship.train.merge_stage import merge_adapter
+
+    copy = RunDir(tmp_path / "run")
+    subprocess.run(["cp", "-r", merged.path, copy.path], check=True)
+    for path in copy.artifacts.glob("merged-*"):
+        shutil.rmtree(path)
+    (adapter,) = copy.artifacts.glob("adapter-*")
+    inputs = {"adapter": str(adapter)}
+    job = Job(stage="merge", input_id="0", run_path=copy.path, attempt=copy.new_attempt("merge"), inputs=inputs)
+    monkeypatch.setattr(candidates, "_USABLE", 0)
+    path = merge_adapter(job)
+    left = Deferred.model_validate_json((path / "evidence" / "deferred-1.json").read_text())
+    assert left.merged_into == "original"
+    assert "GiB side by side" in left.reason
+    assert not (path / "evidence" / "parity-1.json").exists()
+    assert len(list(read_reference(path / "evidence"))) == 16
+    assert all(row.merged is None for row in read_reference(path / "evidence"))
 
 
 def test_a_changed_adapter_is_refused_by_name(merged, project, tmp_path):

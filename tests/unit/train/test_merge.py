@@ -20,9 +20,12 @@ QUIET = "ignore:.*(tied|tie_word_embeddings|save_embedding_layers)"
 
 
 def load(path: Path, dtype=torch.float32):
+    """On the device where merging computes: sums have other last bits on another."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval()
+    from tuneship.train.model import device
+
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype).eval().to(device())
 
 
 def write_base(like: Path, out: Path, dtype=torch.float32, *, tied: bool = False, shards: str = "5GB") -> Path:
@@ -71,12 +74,12 @@ def dequantized(base: Path, dtype: str, *, double: bool = True):
 def assert_equal(got: dict[str, Any], wanted: dict[str, Any]) -> None:
     assert got.keys() == wanted.keys()
     for key, tensor in wanted.items():
-        assert torch.equal(got[key], tensor), key
+        assert torch.equal(got[key].cpu(), tensor.cpu()), key
 
 
 def logits(model):
     with torch.no_grad():
-        return model(torch.arange(3, 40)[None]).logits
+        return model(torch.arange(3, 40, device=model.device)[None]).logits
 
 
 WAYS = {
@@ -132,10 +135,11 @@ def test_a_tensor_goes_through_four_bits_in_pieces(monkeypatch, kind: str):
     from bitsandbytes import functional
 
     from tuneship.train import four_bit
+    from tuneship.train.model import device
 
     monkeypatch.setattr(four_bit, "_PIECE", 256)
     torch.manual_seed(0)
-    weight = torch.randn(130, 258, dtype=torch.bfloat16)  # no multiple of a block
+    weight = torch.randn(130, 258, dtype=torch.bfloat16).to(device())  # no multiple of a block
     for double in (True, False):
         packed, state = functional.quantize_4bit(weight, blocksize=64, compress_statistics=double, quant_type=kind)
         wanted = functional.dequantize_4bit(packed, state)
