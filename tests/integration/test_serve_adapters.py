@@ -27,7 +27,7 @@ BASE = "tiny-llama"
 ANSWER_TOKENS = 16
 EQUAL_SHARE = 0.95
 MIX = ("alpha", "beta")
-FOREIGN = ("stable", "thin")
+FOREIGN = ("stable", "thin", "uneven")
 CROSS_CHECK = Path(__file__).parents[2] / "bench" / "studies" / "cross_check.py"
 FACTOR = 3
 """A busy machine's noise; a time that is not divided by its tokens is 63 times too long, a wrong unit 1000 times."""
@@ -35,7 +35,7 @@ FACTOR = 3
 
 @pytest.fixture(scope="module")
 def adapters(marker_adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The three marker adapters and, made of alpha's tensors, two as other trainers leave them."""
+    """The three marker adapters and, made of alpha's tensors, three as other trainers leave them."""
     folder = tmp_path_factory.mktemp("adapters")
     for path in marker_adapters.iterdir():
         (folder / path.name).symlink_to(path.resolve())
@@ -48,11 +48,16 @@ def adapters(marker_adapters: Path, tmp_path_factory: pytest.TempPathFactory) ->
         {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
         keep=r"layers\.1\.self_attn\.[qv]_proj",
     )
+    patterns = {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 5, "1.mlp.down_proj": 70}}
+    write_foreign(marker_adapters / "alpha", folder / "uneven", patterns, ranks={"q_proj": 3})
     return folder
 
 
-def write_foreign(source: Path, path: Path, config: dict, keep: str = "") -> None:
-    """An adapter with those of `source`'s tensors whose names match `keep`, in half precision, and other settings."""
+def write_foreign(source: Path, path: Path, config: dict, keep: str = "", ranks: dict[str, int] | None = None) -> None:
+    """An adapter with those of `source`'s tensors whose names match `keep`, in half precision, and other settings.
+
+    Of the modules in `ranks` only that much of the rank is kept.
+    """
     from safetensors.numpy import load_file, save_file
 
     path.mkdir()
@@ -60,6 +65,9 @@ def write_foreign(source: Path, path: Path, config: dict, keep: str = "") -> Non
     (path / "adapter_config.json").write_text(json.dumps(settings | config))
     tensors = load_file(source / "adapter_model.safetensors")
     half = {key: value.astype("float16") for key, value in tensors.items() if re.search(keep, key)}
+    for key in half:
+        rank = next((rank for name, rank in (ranks or {}).items() if name in key), None)
+        half[key] = (half[key][:rank] if "lora_A" in key else half[key][:, :rank]).copy()
     save_file(half, path / "adapter_model.safetensors")
 
 
@@ -105,7 +113,7 @@ async def test_every_answer_is_its_own_models(
 async def test_what_other_trainers_wrote_answers_as_in_peft(
     url, ask_all, equal_share, markers, chats, tiny_model, adapters
 ):
-    """rsLoRA and a pattern, which SGLang would ignore and refuse, and an adapter of one layer's q and v."""
+    """rsLoRA, patterns of targets, ranks and alphas, which SGLang would ignore or refuse; one layer's q and v alone."""
     prompts = chats(20, 98)
     answers = await ask_all(url, [(name, chat) for chat in prompts for name in FOREIGN], ANSWER_TOKENS)
     for answer in answers:
