@@ -156,7 +156,7 @@ def _freeze(layer: Any) -> Frozen:
 
 
 def _reader(base: nn.Linear) -> Callable[[torch.dtype], Tensor]:
-    """How the dense weight is read. Scales that are packed too are unpacked once: 1/16 byte a weight, two kernels less."""
+    """How the dense weight is read. Packed scales are unpacked once: 1/16 byte a weight, for two kernels less."""
     weight: Any = base.weight
     state = getattr(weight, "quant_state", None)
     if state is None:
