@@ -33,8 +33,8 @@ pytestmark = [
 
 REPOSITORY = Path(__file__).parents[2]
 BRIEF = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}: {{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}:\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant:\n{% endif %}"
 )
 
 
