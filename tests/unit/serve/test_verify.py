@@ -390,7 +390,10 @@ def test_the_arithmetic():
     assert carried_over([[0.4, 0.4]], [[unsure, sure]], [[sure, unsure]])[0] == pytest.approx([0.016, 10.0])
     assert explained(one, one) == 1
     assert explained(one, other) == pytest.approx(1 - 0.3125 / 2)
-    assert effect([[0.0, 0.0]], [[1.0, 2.0]], [[5.0, 5.0]], [[5.5, 6.0]]) == pytest.approx((0.5, 1.0))
+    half = effect([[-3.0, -3.0]], [[-2.0, -1.0]], [[-3.0, -3.0]], [[-2.5, -2.0]])
+    assert half == pytest.approx((0.5, 0.995), abs=1e-3)
+    broken = effect([[-1.0] * 10], [[-0.1] * 10], [[-1.0] * 10], [[-0.01] * 9 + [-8.0]])
+    assert broken.alignment == pytest.approx(0.87, abs=0.01), "one token that a doubled adapter broke decides nothing"
     assert effect([[0.0]], [[0.0]], [[1.0]], [[1.0]]) == (0.0, 0.0)
     assert not Spread(math.nan, 0.0).within(Spread(1.0, 1.0))
 

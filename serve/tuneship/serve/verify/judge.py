@@ -33,8 +33,8 @@ _ARITHMETIC_ALONE = 0.1
 """Nats per token between two servers of the same weights that no 16-bit arithmetic was seen to exceed."""
 _NEAR = 0.2
 """A model is taken for what answers when it is five times nearer to it than the trained one is."""
-_ALIGNED = 0.9
-_FOREIGN = 0.6
+_ALIGNED = 0.8
+_FOREIGN = 0.7
 """Alignments from which an effect is the trained one, and up to which it is another."""
 
 
