@@ -79,6 +79,7 @@ GROUPS: dict[str, tuple[int, list[Variant]]] = {
             Variant("fused-liger-2x32-kept", 2, checkpointing=False, fused=True, liger=True),
             Variant("fused-liger-4x16-spared-23", 4, spared=23, fused=True, liger=True),
             Variant("fused-liger-8x8-spared-10", 8, spared=10, fused=True, liger=True),
+            Variant("fused-liger-8x8-kept", 8, checkpointing=False, fused=True, liger=True),
             Variant("fused-liger-64x1", 64, fused=True, liger=True),
             Variant("fused-liger-4x16-kept-fp32", 4, checkpointing=False, fused=True, liger=True, adapters="float32"),
             Variant("fused-linears-liger-16x4", 16, fused=True, mlps=False, liger=True),
@@ -97,6 +98,7 @@ GROUPS: dict[str, tuple[int, list[Variant]]] = {
         170,
         [
             Variant("fused-compiled-4x16-kept", 4, checkpointing=False, fused=True, compiled="static"),
+            Variant("fused-compiled-8x8-spared-10", 8, spared=10, fused=True, compiled="static"),
             Variant("fused-compiled-16x4", 16, fused=True, compiled="static"),
             Variant("fused-compiled-dynamic-4x16-kept", 4, checkpointing=False, fused=True, compiled="dynamic"),
             Variant("peft-compiled-16x4", 16, compiled="static"),

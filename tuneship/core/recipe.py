@@ -113,6 +113,8 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
     group_by_length: bool = False
     checkpointing: Literal["auto"] | bool = "auto"
+    kernels: Literal["peft", "fused"] = "peft"
+    """What LoRA layers compute with: PEFT's own code, or functions with fewer passes over memory."""
     packing: bool = False
     strategy: Literal["single", "ddp", "fsdp2"] = "single"
     seed: int = 0

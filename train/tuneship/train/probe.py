@@ -1,0 +1,235 @@
+"""A few real steps at the longest rows, before training: what they take calibrates the plan for this machine.
+
+Steps of two sizes, with every layer keeping its activations and with none: memory and time are straight lines in the
+tokens of a micro-batch and in the layers that keep, so four short measurements say what any setting takes. Arithmetic
+(`memory.py`) decides only which sizes are safe to try. Rows of unequal length are used, as data has them: padding costs
+a mask.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple
+
+import datasets
+import numpy as np
+import pynvml
+import torch
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from tuneship.core.hardware import visible_gpus
+from tuneship.core.recipe import Recipe
+from tuneship.core.shape import Shape
+from tuneship.train import fused
+from tuneship.train.keep import KeepLayers
+from tuneship.train.memory import LOSS_TOKENS, Setting
+from tuneship.train.model import lora_config
+
+_STEPS = 3
+"""The first one is not timed: it makes the optimizer's state and compiles kernels."""
+
+
+class Sample(NamedTuple):
+    """One setting, measured. The peak is that of the process on the device; the time that of one micro-step."""
+
+    setting: Setting
+    peak_bytes: int
+    step_s: float
+
+
+class Calibration(NamedTuple):
+    """Samples, and the straight lines through them."""
+
+    layers: int
+    again: tuple[Sample, ...]
+    """Every layer computed again, from fewer rows to more."""
+    kept: tuple[Sample, ...]
+    """No layer computed again; empty where not even the fewest rows fitted."""
+
+    def peak_bytes(self, setting: Setting) -> float:
+        """Expected peak of the process."""
+        return self._between(setting, "peak_bytes")
+
+    def step_s(self, setting: Setting) -> float:
+        """Expected seconds of one micro-step."""
+        return self._between(setting, "step_s")
+
+    def _between(self, setting: Setting, field: str) -> float:
+        share = setting.kept_layers / self.layers
+        kept = share * _line(self.kept, field, setting.micro_batch) if share else 0.0
+        again = (1 - share) * _line(self.again, field, setting.micro_batch) if share < 1 else 0.0
+        return kept + again
+
+
+def _line(samples: tuple[Sample, ...], field: str, micro: int) -> float:
+    """The value at `micro` of the line through two samples; infinity where there are none, or beyond a single one."""
+    if not samples:
+        return math.inf
+    first, last = samples[0], samples[-1]
+    low, high = float(getattr(first, field)), float(getattr(last, field))
+    between = last.setting.micro_batch - first.setting.micro_batch
+    if not between:
+        return low if micro <= first.setting.micro_batch else math.inf
+    return low + max(high - low, 0.0) / between * (micro - first.setting.micro_batch)
+
+
+def sizes(longest: int, most: int) -> tuple[int, ...]:
+    """Rows to measure: as many as fill the LM head's tile, and twice as many; at most `most`, which fit."""
+    full = max(math.ceil(LOSS_TOKENS / longest), 2)
+    high = min(2 * full, most)
+    return tuple(sorted({max(min(full, high // 2), 1), high}))
+
+
+def calibrate(base: Any, tokenizer: Any, recipe: Recipe, longest: int, *, again: int, kept: int) -> Calibration:
+    """Measure with every layer computed again, and with none, up to so many rows; 0 rows leaves that out."""
+    layers = Shape.of(base.config.to_dict()).layers
+
+    def line(most: int, keeping: int) -> tuple[Sample, ...]:
+        rows = sizes(longest, most) if most else ()
+        samples = (measure(base, tokenizer, recipe, Setting(micro, keeping), longest) for micro in rows)
+        return tuple(found for found in samples if found)
+
+    return Calibration(layers, line(again, 0), line(kept, layers))
+
+
+def measure(base: Any, tokenizer: Any, recipe: Recipe, setting: Setting, longest: int) -> Sample | None:
+    """Real steps of `setting` on `base`, which is left as it was; None where memory ran out."""
+    clock = _Clock()
+    with _as_it_was(base):
+        try:
+            trainer = _trainer(base, tokenizer, recipe, setting, longest)
+            trainer.add_callback(clock)
+            if recipe.train.kernels == "fused":
+                fused.install(trainer.model)
+            _forget_peak()
+            trainer.train()
+        except torch.OutOfMemoryError:
+            return None
+        return Sample(setting, peak_bytes(), min(clock.step_s[1:]))
+
+
+def peak_bytes() -> int:
+    """Peak of this process on its device: what PyTorch reserved at most, and what it has beside that."""
+    if not torch.cuda.is_available():
+        return 0
+    return int(torch.cuda.max_memory_reserved()) + outside_bytes()
+
+
+def outside_bytes() -> int:
+    """What this process has on its device beside PyTorch's memory: context, libraries, their kernels.
+
+    NVML names no processes in some virtual machines and containers; then it is what nobody's tensors explain, which
+    counts other processes of the device in.
+    """
+    pynvml.nvmlInit()
+    try:
+        handle = visible_gpus()[torch.cuda.current_device()]
+        mine = [p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == os.getpid()]
+        used = mine[0] if mine and mine[0] else pynvml.nvmlDeviceGetMemoryInfo(handle).used
+    finally:
+        pynvml.nvmlShutdown()
+    return max(int(used) - int(torch.cuda.memory_reserved()), 0)
+
+
+def _forget_peak() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+@contextmanager
+def _as_it_was(base: Any) -> Iterator[None]:
+    """Take off again what a trainer puts on a base, and give random numbers back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 - the libraries' own
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    forwards = {module: module.__dict__.get("forward") for module in base.modules()}
+    try:
+        yield
+    finally:
+        for module in list(base.modules()):
+            if hasattr(module, "base_layer") and hasattr(module, "lora_A"):
+                _put_back(base, module)
+        for module, forward in forwards.items():
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
+        base.__dict__.pop("peft_config", None)
+        base.gradient_checkpointing_disable()
+        with suppress(AttributeError):  # they were not asked for
+            base.disable_input_require_grads()
+        base.requires_grad_(requires_grad=False)
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+        if on_devices:
+            torch.cuda.set_rng_state_all(on_devices)
+        _forget_peak()
+
+
+def _put_back(base: Any, layer: Any) -> None:
+    name = next(name for name, module in base.named_modules() if module is layer)
+    parent, _, child = name.rpartition(".")
+    setattr(base.get_submodule(parent), child, layer.base_layer)
+
+
+def _trainer(base: Any, tokenizer: Any, recipe: Recipe, setting: Setting, longest: int) -> SFTTrainer:
+    on_gpu = torch.cuda.is_available()
+    shape = Shape.of(base.config.to_dict())
+    rng = np.random.default_rng(0)
+    lengths = [longest] + [max(longest - 1, 1)] * (setting.micro_batch - 1)
+    ids = [rng.integers(0, shape.vocab, length).tolist() for length in lengths]
+    optimizer = {"paged_adamw_8bit": "paged_adamw_8bit", "adamw_8bit": "adamw_bnb_8bit"}.get(recipe.train.optimizer)
+    arguments = SFTConfig(
+        output_dir=tempfile.mkdtemp(prefix="tuneship-probe-"),
+        per_device_train_batch_size=setting.micro_batch,
+        max_steps=_STEPS,
+        optim=optimizer if optimizer and on_gpu else "adamw_torch",
+        max_grad_norm=recipe.train.max_grad_norm,
+        gradient_checkpointing=setting.checkpointing(shape),
+        bf16=on_gpu and base.dtype == torch.bfloat16,
+        fp16=on_gpu and base.dtype == torch.float16,
+        use_cpu=not on_gpu,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = SFTTrainer(
+        model=base,
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list([{"input_ids": row, "labels": row} for row in ids]),
+        processing_class=tokenizer,
+        peft_config=lora_config(recipe.lora, base),
+        callbacks=[KeepLayers(base, setting.kept_layers)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+class _Clock(TrainerCallback):
+    """Seconds of each step, device included."""
+
+    def __init__(self) -> None:
+        self.step_s: list[float] = []
+        self._since = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self._since = self._now()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.step_s.append(self._now() - self._since)
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
