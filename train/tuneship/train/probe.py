@@ -9,14 +9,13 @@ a mask.
 from __future__ import annotations
 
 import gc
-import math
 import os
 import random
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import numpy as np
@@ -29,63 +28,13 @@ from tuneship.core.hardware import visible_gpus
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
 from tuneship.train import fused
+from tuneship.train.calibration import Calibration, Sample, sizes
 from tuneship.train.keep import KeepLayers
-from tuneship.train.memory import LOSS_TOKENS, Setting
+from tuneship.train.memory import Setting
 from tuneship.train.model import lora_config
 
 _STEPS = 3
 """The first one is not timed: it makes the optimizer's state and compiles kernels."""
-
-
-class Sample(NamedTuple):
-    """One setting, measured. The peak is that of the process on the device; the time that of one micro-step."""
-
-    setting: Setting
-    peak_bytes: int
-    step_s: float
-
-
-class Calibration(NamedTuple):
-    """Samples, and the straight lines through them."""
-
-    layers: int
-    again: tuple[Sample, ...]
-    """Every layer computed again, from fewer rows to more."""
-    kept: tuple[Sample, ...]
-    """No layer computed again; empty where not even the fewest rows fitted."""
-
-    def peak_bytes(self, setting: Setting) -> float:
-        """Expected peak of the process."""
-        return self._between(setting, "peak_bytes")
-
-    def step_s(self, setting: Setting) -> float:
-        """Expected seconds of one micro-step."""
-        return self._between(setting, "step_s")
-
-    def _between(self, setting: Setting, field: str) -> float:
-        share = setting.kept_layers / self.layers
-        kept = share * _line(self.kept, field, setting.micro_batch) if share else 0.0
-        again = (1 - share) * _line(self.again, field, setting.micro_batch) if share < 1 else 0.0
-        return kept + again
-
-
-def _line(samples: tuple[Sample, ...], field: str, micro: int) -> float:
-    """The value at `micro` of the line through two samples; infinity where there are none, or beyond a single one."""
-    if not samples:
-        return math.inf
-    first, last = samples[0], samples[-1]
-    low, high = float(getattr(first, field)), float(getattr(last, field))
-    between = last.setting.micro_batch - first.setting.micro_batch
-    if not between:
-        return low if micro <= first.setting.micro_batch else math.inf
-    return low + max(high - low, 0.0) / between * (micro - first.setting.micro_batch)
-
-
-def sizes(longest: int, most: int) -> tuple[int, ...]:
-    """Rows to measure: as many as fill the LM head's tile, and twice as many; at most `most`, which fit."""
-    full = max(math.ceil(LOSS_TOKENS / longest), 2)
-    high = min(2 * full, most)
-    return tuple(sorted({max(min(full, high // 2), 1), high}))
 
 
 def calibrate(base: Any, tokenizer: Any, recipe: Recipe, longest: int, *, again: int, kept: int) -> Calibration:
