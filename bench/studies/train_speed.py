@@ -66,7 +66,7 @@ class Variant(NamedTuple):
 
 GROUPS: dict[str, tuple[int, list[Variant]]] = {
     "fused": (
-        150,
+        180,
         [
             Variant("peft-64x1", 64, steps=3),
             Variant("fused-64x1", 64, fused=True, steps=3),
