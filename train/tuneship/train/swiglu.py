@@ -5,7 +5,7 @@ The backward writes its three results over its three arguments: nothing as wide 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,9 +51,10 @@ def backward_(gate: Tensor, up: Tensor, grad: Tensor) -> Backward:
 
 
 if triton is not None:
+    # Without annotations: Triton looks their names up when it compiles, and knows no `Any`.
 
     @triton.jit
-    def _forward(gate_ptr: Any, up_ptr: Any, out_ptr: Any, count: Any, BLOCK: tl.constexpr) -> None:  # noqa: N803
+    def _forward(gate_ptr, up_ptr, out_ptr, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = at < count
         gate = tl.load(gate_ptr + at, mask=inside, other=0).to(tl.float32)
@@ -61,7 +62,7 @@ if triton is not None:
         tl.store(out_ptr + at, gate * tl.sigmoid(gate) * up, mask=inside)
 
     @triton.jit
-    def _backward(gate_ptr: Any, up_ptr: Any, grad_ptr: Any, count: Any, BLOCK: tl.constexpr) -> None:  # noqa: N803
+    def _backward(gate_ptr, up_ptr, grad_ptr, count, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: N803
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         inside = at < count
         gate = tl.load(gate_ptr + at, mask=inside, other=0).to(tl.float32)
