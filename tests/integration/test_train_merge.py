@@ -224,8 +224,8 @@ def wait_for_steps(run: RunDir) -> psutil.Process:
     raise AssertionError("training never began")
 
 
-@pytest.mark.parametrize(("sig", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_training_leaves_nothing_behind(project, sig, code):
+@pytest.mark.parametrize(("sig", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_training_leaves_a_checkpoint_and_nothing_else(project, sig, code):
     run = RunDir(project / "runs" / f"stopped-{sig.name}")
     process = start_training(project, str(run.path))
     stage = wait_for_steps(run)
@@ -235,6 +235,14 @@ def test_a_signal_while_training_leaves_nothing_behind(project, sig, code):
     assert not stage.is_running()
     assert not list(run.artifacts.glob("*"))
     assert "Traceback" not in stderr
+    assert "training was stopped after step" in stderr
+    other = tuneship("train", "tiny.toml", "--run", run.path, "--resume", cwd=project)
+    assert other.returncode == 1
+    assert "attempt-1 cannot be resumed: train.steps was 100000 and is 12" in other.stderr
+    again = tuneship("train", "tiny.toml", "--run", run.path, cwd=project)
+    assert again.returncode == 0, again.stderr
+    assert "attempt-1 left a checkpoint of step" in again.stderr
+    assert not list(run.path.rglob("checkpoint-*")), "what has been sealed needs no checkpoints"
 
 
 def test_ctrl_c_while_merging_leaves_nothing_behind(merged, project, tmp_path):

@@ -22,10 +22,12 @@ from tuneship.core.parity import REFERENCE_FILE, rows_sha256
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.rundir import RunDir
-from tuneship.core.stage import Job, StageProcess, run_job
+from tuneship.core.stage import GRACE_S, Job, StageProcess, run_job
 
 _VERSION = {"train": 1, "merge": 2, "baseline": 2, "bench": 2}
 """Raised when a stage would make something else of the same inputs."""
+_GRACE_S = 120
+"""To finish a step and write a checkpoint."""
 
 
 class Target(NamedTuple):
@@ -43,6 +45,7 @@ class Pipeline:
     run: RunDir
     recipe: Recipe
     force: bool = False
+    resume: bool = False
 
     def fetch(self) -> ModelSource:
         """The base, brought to this disk when it is not there."""
@@ -69,7 +72,7 @@ class Pipeline:
                 data_sha256(data.heldout),
             ),
         )
-        path = self._step("train", identity, "tuneship.train", {})
+        path = self._step("train", identity, "tuneship.train", {"resume": "yes"} if self.resume else {})
         return artifacts.open_artifact(path, kind="adapter")
 
     def merge(self, base: Base, adapter: Artifact) -> Artifact:
@@ -150,7 +153,7 @@ class Pipeline:
             say(f"{stage}: unchanged, {done.name}")
             return done
         job = self._job(stage, identity, inputs)
-        output = run_job(job, module)
+        output = run_job(job, module, _GRACE_S if stage == "train" else GRACE_S)
         self.run.finish(stage, identity, output, job.attempt)
         say(f"{stage}: {output.name}")
         return output

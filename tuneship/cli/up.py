@@ -39,6 +39,7 @@ def up(
     run: Path | None = None,
     dry_run: bool = False,
     force: bool = False,
+    resume: bool = False,
 ) -> None:
     """Train, merge, serve and bench a recipe in one command; what is done already is kept.
 
@@ -62,6 +63,8 @@ def up(
         Print the resolved recipe and the plan, and do nothing.
     force
         Keep a merged checkpoint that failed parity; the failure is recorded in its evidence.
+    resume
+        Let training go on from the last checkpoint of one that was stopped; the recipe and its data must be the same.
 
     """
     resolved = recipe_file.load(recipe, dotted.parse(overrides))
@@ -76,10 +79,10 @@ def up(
         recipe_file.save(resolved, held.recipe)
         write_atomic(held.path / "command.txt", shlex.join(["tuneship", *sys.argv[1:]]) + "\n")
         held.forget(_STAGES[_STAGES.index(from_) :] if from_ else ())
-        _go(Pipeline(held, resolved, force), until, keep_serving=keep_serving)
+        _go(Pipeline(held, resolved, force, resume), until, keep_serving=keep_serving)
 
 
-def train(recipe: Path, *overrides: Overrides, run: Path | None = None) -> None:
+def train(recipe: Path, *overrides: Overrides, run: Path | None = None, resume: bool = False) -> None:
     """Train a recipe's adapter (`up --until train`).
 
     Parameters
@@ -90,9 +93,11 @@ def train(recipe: Path, *overrides: Overrides, run: Path | None = None) -> None:
         Any recipe key: --lora.rank 8 --train.steps 20.
     run
         The run directory (default: runs/<name of the recipe>).
+    resume
+        Go on from the last checkpoint of a training that was stopped; the recipe and its data must be the same.
 
     """
-    up(recipe, *overrides, until="train", run=run)
+    up(recipe, *overrides, until="train", run=run, resume=resume)
 
 
 def merge(run: Path, *, force: bool = False) -> None:

@@ -5,6 +5,7 @@
     ├── DataError         a row, a file, a format
     ├── PlanError         it does not fit this machine
     ├── TrainError        the run itself (NaN, out of memory)
+    ├── Checkpointed      training was told to stop, and can go on
     ├── ArtifactError     missing, changed, or made for another base
     ├── ParityError       what was merged is not what was trained
     ├── PreflightError    this adapter cannot be served here
@@ -61,6 +62,12 @@ class PlanError(TuneshipError):
 
 class TrainError(TuneshipError):
     """Training itself failed."""
+
+
+class Checkpointed(TuneshipError):
+    """Training was told to stop: what it had learnt is kept, and `--resume` goes on from there."""
+
+    exit_code = ExitCode.RESUMABLE
 
 
 class ArtifactError(TuneshipError):

@@ -14,9 +14,11 @@ from tuneship.core import recipe_file
 from tuneship.core.files import sha256_file, sha256_text
 from tuneship.core.recipe import Recipe
 
-_PATHS: Mapping[str, Any] = {
+# Where files lie, and what changes no result.
+_LEFT_OUT: Mapping[str, Any] = {
     "model": {"id", "revision"},
     "data": {"train", "heldout"},
+    "train": {"save_steps", "keep_checkpoints", "spike"},
     "bench": {"eval": {"__all__": {"data"}}, "load": {"trace"}, "gate": {"baseline"}},
 }
 
@@ -24,7 +26,7 @@ _PATHS: Mapping[str, Any] = {
 def input_id(stage: str, version: int, recipe: Recipe, sections: Iterable[str], contents: Iterable[str]) -> str:
     """Hex SHA-256 over the stage, its version, the recipe sections it reads, and the ids of all content it reads."""
     parts = [stage, str(version)]
-    parts += [getattr(recipe, name).model_dump_json(exclude=_PATHS.get(name)) for name in sorted(sections)]
+    parts += [getattr(recipe, name).model_dump_json(exclude=_LEFT_OUT.get(name)) for name in sorted(sections)]
     return sha256_text("\n".join([*parts, *contents]))
 
 

@@ -118,6 +118,12 @@ class Train(Section):
     packing: bool = False
     strategy: Literal["single", "ddp", "fsdp2"] = "single"
     seed: int = 0
+    save_steps: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Steps between checkpoints while training; auto: ten minutes. 0: none but at SIGTERM."""
+    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
+    """The last ones, until the adapter is there; the newest may be half-written when a kill comes."""
+    spike: Annotated[float, Field(ge=0)] = 3.0
+    """Nats by which the loss may stand over its recent median; twice in a row ends the run. 0: never."""
 
     @model_validator(mode="after")
     def _micro_batch_divides_effective_batch(self) -> Train:

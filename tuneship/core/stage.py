@@ -65,8 +65,9 @@ class StageProcess:
         output = stage.result()
     """
 
-    def __init__(self, job: Job, module: str) -> None:
+    def __init__(self, job: Job, module: str, grace_s: float = GRACE_S) -> None:
         self.job = job
+        self._grace_s = grace_s
         self._module = module
         self._log = job.attempt / "log"
         self._last_line = ""
@@ -79,8 +80,13 @@ class StageProcess:
         self._reader.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._close()
+        if kind in {SystemExit, KeyboardInterrupt} and self._process.returncode == ExitCode.RESUMABLE:
+            stopped = self._error(ExitCode.RESUMABLE)
+            if kind is SystemExit:
+                raise stopped from None
+            progress.say(f"{stopped.message}; {stopped.hint}")
 
     def result(self) -> Path:
         """Wait for the stage to end and return what it made.
@@ -108,7 +114,7 @@ class StageProcess:
 
     def _close(self) -> None:
         """End what still runs; what a stage leaves behind would hold the pipe open too."""
-        stop_tree(self._process, GRACE_S)
+        stop_tree(self._process, self._grace_s)
         self._reader.join(timeout=5)
 
     def _read(self) -> None:
@@ -135,9 +141,12 @@ class StageProcess:
         return errors.by_name(failure["type"])(failure["message"], failure["hint"])
 
 
-def run_job(job: Job, module: str) -> Path:
-    """Run `job` in a process of its own and return what it made (errors as in `StageProcess.result`)."""
-    with StageProcess(job, module) as stage:
+def run_job(job: Job, module: str, grace_s: float = GRACE_S) -> Path:
+    """Run `job` in a process of its own and return what it made (errors as in `StageProcess.result`).
+
+    Told to end, it has `grace_s` to do so. What it keeps by then is said, and raised where we were told by SIGTERM.
+    """
+    with StageProcess(job, module, grace_s) as stage:
         return stage.result()
 
 

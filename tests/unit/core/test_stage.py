@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tuneship.core import errors, progress
-from tuneship.core.errors import ArtifactError, StageError, TrainError
+from tuneship.core.errors import ArtifactError, Checkpointed, StageError, TrainError
 from tuneship.core.progress import Event
 from tuneship.core.rundir import RunDir
 from tuneship.core.stage import Job, StageProcess, run_job
@@ -23,7 +23,7 @@ MODULE = """
 import os, signal, subprocess, sys, time
 from contextlib import contextmanager
 from pathlib import Path
-from tuneship.core.errors import TrainError
+from tuneship.core.errors import Checkpointed, TrainError
 from tuneship.core.progress import progress, say
 from tuneship.core.stage import child_main
 
@@ -42,6 +42,12 @@ def chatty(job):
     for n in range(8000): print("x" * 200)
     raise TrainError("after much talk")
 
+def keeps(job):
+    signal.signal(signal.SIGTERM, lambda *_: (job.attempt / "told").touch())
+    (job.attempt / "ready").touch()
+    while not (job.attempt / "told").exists(): time.sleep(0.01)
+    raise Checkpointed("kept after step 3", hint="--resume")
+
 @contextmanager
 def marked(path):
     path.touch()
@@ -56,7 +62,7 @@ def waits(job):
         time.sleep(60)
 
 if __name__ == "__main__":
-    child_main({f.__name__: f for f in (works, known, unknown, killed, silent, full, chatty, waits)})
+    child_main({f.__name__: f for f in (works, known, unknown, killed, silent, full, chatty, waits, keeps)})
 """
 
 MakeJob = Callable[..., Job]
@@ -182,6 +188,19 @@ def test_ctrl_c_while_waiting_leaves_no_process(job: MakeJob):
         run_job(work, "fake_stage")
     assert not children(recursive=True)
     assert not (work.attempt / "inside").exists()
+
+
+@pytest.mark.parametrize(("asked", "raised"), [(SystemExit, Checkpointed), (KeyboardInterrupt, KeyboardInterrupt)])
+def test_what_a_stage_keeps_when_it_is_told_to_end_is_said(job: MakeJob, capsys, asked, raised):
+    def stop(work: Job) -> None:
+        with StageProcess(work, "fake_stage") as stage:
+            stage.wait_for(work.attempt / "ready")
+            raise asked
+
+    with pytest.raises(raised) as ended:
+        stop(job("keeps"))
+    said = capsys.readouterr().err if raised is KeyboardInterrupt else f"{ended.value.message}; {ended.value.hint}"
+    assert said.strip() == "kept after step 3; --resume"
 
 
 def test_every_error_class_is_found_by_its_name():

@@ -6,140 +6,119 @@ truncation cuts answers silently.
 
 from __future__ import annotations
 
-import json
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from transformers import PrinterCallback
 
-from tuneship.core.errors import TrainError
-from tuneship.core.progress import progress, say
+from tuneship.core.errors import Checkpointed, TrainError
 from tuneship.core.recipe import Recipe
-from tuneship.train.model import lora_config, pick_dtype
+from tuneship.train import checkpoints, fused, metrics
+from tuneship.train.arguments import arguments
+from tuneship.train.callbacks import Keep, Record
+from tuneship.train.checkpoints import Checkpoint, Identity
+from tuneship.train.faults import Watch, termination
+from tuneship.train.keep import KeepLayers
+from tuneship.train.model import lora_config
+from tuneship.train.order import Order
 from tuneship.train.plan import Plan
 from tuneship.train.template import Encoded
+from tuneship.train.trainer import Trainer
 
-_OPTIMIZERS = {"paged_adamw_8bit": "paged_adamw_8bit", "adamw_8bit": "adamw_bnb_8bit", "adamw": "adamw_torch"}
 
-
-def fit(model: Any, tokenizer: Any, rows: Sequence[Encoded], recipe: Recipe, plan: Plan, attempt: Path) -> Any:
+def fit(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    plan: Plan,
+    attempt: Path,
+    identity: Identity,
+    resume: Checkpoint | None = None,
+) -> Any:
     """Train LoRA adapters on `model` and return the PEFT model; a line per step goes to `attempt/metrics.jsonl`.
 
+    Args:
+        model: the base.
+        tokenizer: its.
+        rows: to learn from.
+        recipe: how.
+        plan: how a step is cut.
+        attempt: where metrics and checkpoints go.
+        identity: what is written beside checkpoints.
+        resume: where to go on from; of this identity.
+
     Raises:
-        TrainError: the loss is not finite, or memory ran out.
+        TrainError: the loss is gone, or memory ran out at a single row.
+        Checkpointed: SIGTERM came; a checkpoint was written.
 
     """
-    trainer = SFTTrainer(
-        model=model,
-        args=_arguments(recipe, plan, attempt),
-        train_dataset=datasets.Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe.lora, model),
-        callbacks=[_Metrics(attempt / "metrics.jsonl")],
-    )
-    _quiet(trainer)
-    try:
-        trainer.train()
-    except torch.OutOfMemoryError:
-        raise TrainError(
-            f"out of memory at a micro-batch of {plan.micro_batch} x {plan.longest_row} tokens",
-            hint=f"--train.micro_batch {max(plan.micro_batch // 2, 1)}, or --train.checkpointing true",
-        ) from None
+    if resume:
+        metrics.carry_over(resume.attempt, attempt, resume.marker.step)
+    trainer = build(model, tokenizer, rows, recipe, plan, attempt, at_most=_at_most(plan, resume))
+    with termination() as request:
+        trainer.add_callback(Record(trainer, attempt, Watch(recipe.train.spike)))
+        trainer.add_callback(Keep(trainer, recipe.train.save_steps, request, identity, resumed=bool(resume)))
+        _run(trainer, plan, resume)
+        if request.made and trainer.state.global_step < plan.steps:
+            raise _checkpointed(attempt)
     return trainer.model.eval()
 
 
-def _arguments(recipe: Recipe, plan: Plan, attempt: Path) -> SFTConfig:
+def build(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Encoded],
+    recipe: Recipe,
+    plan: Plan,
+    attempt: Path,
+    *,
+    at_most: int = 0,
+) -> Trainer:
+    """The trainer, adapters attached; `at_most` rows at a time where that is fewer than planned."""
     train = recipe.train
-    on_gpu = plan.device == "cuda"
-    dtype = pick_dtype("auto")
-    return SFTConfig(
-        output_dir=str(attempt / "trainer"),
-        per_device_train_batch_size=plan.micro_batch,
-        gradient_accumulation_steps=plan.accumulation,
-        max_steps=plan.steps,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type=train.scheduler,
-        warmup_steps=round(train.warmup * plan.steps),
-        optim=_optimizer(train.optimizer, on_gpu=on_gpu),
-        max_grad_norm=train.max_grad_norm,
-        train_sampling_strategy="group_by_length" if train.group_by_length else "random",
-        gradient_checkpointing=plan.checkpointing,
-        bf16=on_gpu and dtype == torch.bfloat16,
-        fp16=on_gpu and dtype == torch.float16,
-        use_cpu=not on_gpu,
-        seed=train.seed,
-        data_seed=train.seed,
-        packing=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_num_workers=0,
+    order = Order([len(row.input_ids) for row in rows], train.seed, train.effective_batch * train.group_by_length)
+    trainer = Trainer(
+        order,
+        at_most,
+        model=model,
+        args=arguments(recipe, plan, attempt),
+        train_dataset=datasets.Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
+        processing_class=tokenizer,
+        peft_config=lora_config(recipe.lora, model),
     )
+    trainer.remove_callback(PrinterCallback)  # our own says it
+    trainer.add_callback(KeepLayers(model, plan.kept_layers))
+    if train.kernels == "fused":
+        fused.install(trainer.model)
+    return trainer
 
 
-def _optimizer(name: str, *, on_gpu: bool) -> str:
-    if not on_gpu and name != "adamw":
-        say(f"train.optimizer {name} needs CUDA: using adamw (32-bit)")
-        return "adamw_torch"
-    return _OPTIMIZERS[name]
+def _run(trainer: Trainer, plan: Plan, resume: Checkpoint | None) -> None:
+    if resume and resume.marker.step >= plan.steps:  # the trainer would take one more step
+        trainer._load_from_checkpoint(str(resume.path))
+        return
+    try:
+        trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
+    except torch.OutOfMemoryError:
+        raise TrainError(
+            f"out of memory at a single row of up to {plan.longest_row} tokens",
+            hint="--train.checkpointing true, or lower data.max_length",
+        ) from None
 
 
-def _quiet(trainer: SFTTrainer) -> None:
-    """Our callback prints; the trainer's own printer would say it twice."""
-    from transformers import PrinterCallback, ProgressCallback  # noqa: PLC0415
-
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
+def _at_most(plan: Plan, resume: Checkpoint | None) -> int:
+    """What memory allowed before."""
+    return resume.marker.micro_batch if resume and resume.marker.micro_batch < plan.micro_batch else 0
 
 
-class _Metrics(TrainerCallback):
-    """One line a step to a file, progress to the user, and an end to a run whose loss is no number."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._since = time.perf_counter()
-        self._tokens = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self._since = time.perf_counter()
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002 - the trainer's signature
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        logs: dict[str, float] | None = None,
-        **_: Any,
-    ) -> None:
-        if not logs or "loss" not in logs:
-            return
-        loss = float(logs["loss"])
-        now, tokens = time.perf_counter(), float(logs.get("num_tokens", 0))
-        rate = (tokens - self._tokens) / max(now - self._since, 1e-9)
-        self._since, self._tokens = now, tokens
-        record = {
-            "step": state.global_step,
-            "total": state.max_steps,
-            "loss": loss,
-            "learning_rate": float(logs.get("learning_rate", 0)),
-            "grad_norm": float(logs.get("grad_norm", 0)),
-            "tokens_per_s": round(rate, 1),
-        }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-        if not math.isfinite(loss):
-            raise TrainError(
-                f"the loss is {loss} at step {state.global_step}",
-                hint="lower train.learning_rate, or set quantization.compute_dtype",
-            )
-        progress("train", state.global_step, state.max_steps, f"loss {loss:.3f}  {rate:,.0f} tok/s")
+def _checkpointed(attempt: Path) -> TrainError | Checkpointed:
+    last = checkpoints.last_of(attempt)
+    if last is None:
+        return TrainError("ended by SIGTERM in a step that was not worth keeping")
+    return Checkpointed(
+        f"training was stopped after step {last.marker.step}, which is kept", hint="the same command with --resume"
+    )

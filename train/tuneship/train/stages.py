@@ -18,7 +18,8 @@ from tuneship.core.parity import write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.stage import Job
-from tuneship.train import export, fetch, fit, model, parity, prepare
+from tuneship.train import checkpoints, export, fetch, fit, model, parity, prepare, probe
+from tuneship.train.checkpoints import Checkpoint, Identity
 from tuneship.train.data import Dataset
 from tuneship.train.prepare import Prepared
 
@@ -33,15 +34,18 @@ def train(job: Job) -> Path:
     recipe = job.recipe
     _seed(recipe.train.seed)
     prepared = prepare.prepare(recipe)
+    identity = _identity(recipe, prepared)
+    resume = _checkpoint(job, identity)
     rows, heldout = prepare.read_rows(recipe, prepared.template)
     todo = prepare.plan(recipe, prepared.source, rows)
+    base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
+    todo = probe.refine(base, prepared.tokenizer, recipe, todo)
     say(
         f"{todo.rows} rows, {todo.steps} steps of {todo.micro_batch} x {todo.accumulation} on {todo.device}, "
         f"about {todo.estimated_bytes / 2**30:.1f} GiB"
     )
-    base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
     began = time.perf_counter()
-    trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt)
+    trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt, identity, resume)
     train_s = time.perf_counter() - began
     with artifacts.draft(job.run.artifacts) as work:
         config = export.save_adapter(trained, work)
@@ -54,7 +58,36 @@ def train(job: Job) -> Path:
             )
             write_reference(work / artifacts.EVIDENCE, reference)
         manifest = _manifest(job, recipe, prepared, rows, trained, config, train_s)
-        return artifacts.seal(work, manifest).path
+        sealed = artifacts.seal(work, manifest)
+    checkpoints.remove_all(job.attempt.parent)
+    return sealed.path
+
+
+def _identity(recipe: Recipe, prepared: Prepared) -> Identity:
+    contents = {
+        "model.id": checkpoint.identify(prepared.source.path, prepared.source.id, "").weights_sha256,
+        "the tokenizer": checkpoint.tokenizer_sha256(prepared.source.path),
+        "the chat template": prepared.template.sha256,
+        "data.train": data_sha256(recipe.data.train),
+        "data.heldout": data_sha256(recipe.data.heldout),
+    }
+    return Identity.of(recipe, contents)
+
+
+def _checkpoint(job: Job, identity: Identity) -> Checkpoint | None:
+    """Where to go on from, if that was asked for and there is one."""
+    last = checkpoints.newest(job.attempt.parent)
+    if not job.inputs.get("resume"):
+        if last:
+            checkpoints.remove_all(job.attempt.parent, but=last.attempt)
+            say(f"{last.attempt.name} left a checkpoint of step {last.marker.step}; --resume would go on from it")
+        return None
+    if last is None:
+        say("nothing to resume: training from the start")
+        return None
+    checkpoints.require_unchanged(last, identity)
+    say(f"going on after step {last.marker.step} of {last.attempt.name}")
+    return last
 
 
 def _say_what_cannot_be_served(config: dict[str, Any]) -> None:
