@@ -48,6 +48,7 @@ app.command(keys)
 bench = App(name="bench", help="Measure an OpenAI-compatible endpoint; compare two reports.")
 bench.command("tuneship.bench.commands:load", name="load", help="Latency and throughput under load; the knee.")
 bench.command("tuneship.bench.commands:eval_", name="eval", help="Score a task's rows.")
+bench.command("tuneship.cli.bench_train:bench_train", name="train", help="How fast this card trains a recipe.")
 bench.command("tuneship.bench.commands:nll", name="nll", help="How likely a model finds held-out answers.")
 bench.command(
     "tuneship.bench.compare.commands:compare", name="compare", help="Exit 1 when the candidate is slower or worse."

@@ -46,6 +46,8 @@ class Pipeline:
     recipe: Recipe
     force: bool = False
     resume: bool = False
+    smoke: int = 0
+    """Train on so many rows only; 0: on all."""
 
     def fetch(self) -> ModelSource:
         """The base, brought to this disk when it is not there."""
@@ -70,9 +72,12 @@ class Pipeline:
                 sha256_text(checkpoint.chat_template(source.path)),
                 data_sha256(data.train),
                 data_sha256(data.heldout),
+                *([f"smoke {self.smoke}"] if self.smoke else []),
             ),
         )
-        path = self._step("train", identity, "tuneship.train", {"resume": "yes"} if self.resume else {})
+        inputs = {"resume": "yes"} if self.resume else {}
+        inputs |= {"smoke": str(self.smoke)} if self.smoke else {}
+        path = self._step("train", identity, "tuneship.train", inputs)
         return artifacts.open_artifact(path, kind="adapter")
 
     def merge(self, base: Base, adapter: Artifact) -> Artifact:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from tuneship.cli import closing, summary
 from tuneship.cli import overrides as dotted
@@ -24,6 +25,7 @@ from tuneship.core.report import read_report
 from tuneship.core.rundir import RunDir, locked
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+Smoke = Annotated[int, Parameter(validator=Number(gte=0))]
 From = Literal["train", "merge", "bench"]
 Until = Literal["train", "merge", "serve", "bench"]
 # In the order in which they run; the base is measured before the tuned model.
@@ -40,6 +42,7 @@ def up(
     dry_run: bool = False,
     force: bool = False,
     resume: bool = False,
+    smoke: Smoke = 0,
 ) -> None:
     """Train, merge, serve and bench a recipe in one command; what is done already is kept.
 
@@ -65,6 +68,8 @@ def up(
         Keep a merged checkpoint that failed parity; the failure is recorded in its evidence.
     resume
         Let training go on from the last checkpoint of one that was stopped; the recipe and its data must be the same.
+    smoke
+        Only train, on so many rows and in a run directory of its own, and fail unless the loss falls.
 
     """
     resolved = recipe_file.load(recipe, dotted.parse(overrides))
@@ -74,15 +79,22 @@ def up(
         out.print(recipe_file.dump(resolved), markup=False, highlight=False, soft_wrap=True)
         _print_plan(resolved)
         return
-    folder = run or Path("runs") / resolved.name
+    folder = run or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
     with locked(RunDir(folder.resolve())) as held:
         recipe_file.save(resolved, held.recipe)
         write_atomic(held.path / "command.txt", shlex.join(["tuneship", *sys.argv[1:]]) + "\n")
         held.forget(_STAGES[_STAGES.index(from_) :] if from_ else ())
-        _go(Pipeline(held, resolved, force, resume), until, keep_serving=keep_serving)
+        work = Pipeline(held, resolved, force, resume, smoke)
+        _go(work, "train" if smoke else until, keep_serving=keep_serving)
 
 
-def train(recipe: Path, *overrides: Overrides, run: Path | None = None, resume: bool = False) -> None:
+def train(
+    recipe: Path,
+    *overrides: Overrides,
+    run: Path | None = None,
+    resume: bool = False,
+    smoke: Smoke = 0,
+) -> None:
     """Train a recipe's adapter (`up --until train`).
 
     Parameters
@@ -95,9 +107,11 @@ def train(recipe: Path, *overrides: Overrides, run: Path | None = None, resume: 
         The run directory (default: runs/<name of the recipe>).
     resume
         Go on from the last checkpoint of a training that was stopped; the recipe and its data must be the same.
+    smoke
+        Train on so many rows, in a run directory of its own, and fail unless the loss falls.
 
     """
-    up(recipe, *overrides, until="train", run=run, resume=resume)
+    up(recipe, *overrides, until="train", run=run, resume=resume, smoke=smoke)
 
 
 def merge(run: Path, *, force: bool = False) -> None:
@@ -195,7 +209,7 @@ def _print_plan(recipe: Recipe) -> None:
     from tuneship.serve import choice  # noqa: PLC0415 - not for `--help`
     from tuneship.train.commands import make_plan  # noqa: PLC0415 - loads transformers
 
-    summary.show_plan(make_plan(recipe)._asdict())
+    summary.show_plan(make_plan(recipe).table())
     source = model_source.resolve(recipe.model.id, recipe.model.revision)
     decision = choice.decide(recipe, source, hardware.detect())
     summary.show_serving(decision)

@@ -8,7 +8,7 @@ from tuneship.core import checkpoint, hardware, model_source
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import data
+from tuneship.train import calibration, data
 from tuneship.train import plan as planner
 from tuneship.train.data import Dataset
 from tuneship.train.plan import Plan
@@ -56,5 +56,11 @@ def read_rows(recipe: Recipe, template: ChatTemplate) -> Rows:
 
 def plan(recipe: Recipe, source: ModelSource, rows: Dataset) -> Plan:
     """How training on `rows` fits this machine."""
-    shape = Shape.of(checkpoint.read_config(source.path))
-    return planner.make(recipe, shape, hardware.detect(), rows=len(rows.rows), tokens=rows.tokens, longest=rows.longest)
+    return plan_for(recipe, source, rows=len(rows.rows), tokens=rows.tokens, longest=rows.longest)
+
+
+def plan_for(recipe: Recipe, source: ModelSource, *, rows: int, tokens: int, longest: int) -> Plan:
+    """How training on that many rows fits this machine, by what a probe measured where there was one."""
+    shape, machine = Shape.of(checkpoint.read_config(source.path)), hardware.detect()
+    measured = calibration.find(recipe, shape, longest) if machine.gpus else None
+    return planner.make(recipe, shape, machine, rows=rows, tokens=tokens, longest=longest, measured=measured)

@@ -11,27 +11,29 @@ from __future__ import annotations
 import gc
 import os
 import random
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import datasets
 import numpy as np
 import pynvml
 import torch
-from transformers import PrinterCallback, TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from transformers import TrainerCallback
 
-from tuneship.core.hardware import visible_gpus
+from tuneship.core import hardware
+from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import fused
+from tuneship.train import calibration, fit
+from tuneship.train import plan as planner
 from tuneship.train.calibration import Calibration, Sample, sizes
-from tuneship.train.keep import KeepLayers
-from tuneship.train.memory import Setting
-from tuneship.train.model import lora_config
+from tuneship.train.memory import Setting, estimate
+from tuneship.train.plan import Plan
+from tuneship.train.template import Encoded
+from tuneship.train.trainer import Trainer
 
 _STEPS = 3
 """The first one is not timed: it makes the optimizer's state and compiles kernels."""
@@ -49,18 +51,56 @@ def calibrate(base: Any, tokenizer: Any, recipe: Recipe, longest: int, *, again:
     return Calibration(layers, line(again, 0), line(kept, layers))
 
 
+def refine(base: Any, tokenizer: Any, recipe: Recipe, planned: Plan) -> Plan:
+    """`planned` by arithmetic, chosen again by steps on this device, which are remembered for the next time.
+
+    As it is on a CPU, where the recipe sets its micro-batch, and where it was measured before.
+
+    Raises:
+        PlanError: nothing fits that the recipe allows.
+
+    """
+    if not torch.cuda.is_available() or recipe.train.micro_batch != "auto" or planned.step_s:
+        return planned
+    shape, longest = Shape.of(base.config.to_dict()), planned.longest_row
+    say(f"measuring a few steps of rows of {longest} tokens")
+
+    def most(kept_layers: int, *, wanted: bool) -> int:
+        return planner.largest(recipe, shape, longest, planned.budget_bytes, kept_layers=kept_layers) if wanted else 0
+
+    checkpointing = recipe.train.checkpointing
+    found = calibrate(
+        base,
+        tokenizer,
+        recipe,
+        longest,
+        again=most(0, wanted=checkpointing is not False),
+        kept=most(shape.layers, wanted=checkpointing is not True),
+    )
+    calibration.keep(found, recipe, shape, longest)
+    return planner.make(
+        recipe,
+        shape,
+        hardware.detect(),
+        rows=planned.rows,
+        tokens=planned.tokens_per_epoch,
+        longest=longest,
+        measured=found,
+    )
+
+
 def measure(base: Any, tokenizer: Any, recipe: Recipe, setting: Setting, longest: int) -> Sample | None:
     """Real steps of `setting` on `base`, which is left as it was; None where memory ran out."""
-    clock = _Clock()
-    with _as_it_was(base):
+    clock = Clock()
+    with _as_it_was(base), TemporaryDirectory(prefix="tuneship-probe-") as work:
         try:
-            trainer = _trainer(base, tokenizer, recipe, setting, longest)
+            trainer = _trainer(base, tokenizer, recipe, setting, longest, Path(work))
             trainer.add_callback(clock)
-            if recipe.train.kernels == "fused":
-                fused.install(trainer.model)
-            _forget_peak()
+            forget_peak()
             trainer.train()
         except torch.OutOfMemoryError:
+            return None
+        if trainer.micro_batch < setting.micro_batch:  # it ran out, and went on in smaller pieces
             return None
         return Sample(setting, peak_bytes(), min(clock.step_s[1:]))
 
@@ -80,7 +120,7 @@ def outside_bytes() -> int:
     """
     pynvml.nvmlInit()
     try:
-        handle = visible_gpus()[torch.cuda.current_device()]
+        handle = hardware.visible_gpus()[torch.cuda.current_device()]
         mine = [p.usedGpuMemory for p in pynvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid == os.getpid()]
         used = mine[0] if mine and mine[0] else pynvml.nvmlDeviceGetMemoryInfo(handle).used
     finally:
@@ -88,7 +128,8 @@ def outside_bytes() -> int:
     return max(int(used) - int(torch.cuda.memory_reserved()), 0)
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """Give memory back that nobody needs, and count from here."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -121,7 +162,7 @@ def _as_it_was(base: Any) -> Iterator[None]:
         torch.set_rng_state(states[2])
         if on_devices:
             torch.cuda.set_rng_state_all(on_devices)
-        _forget_peak()
+        forget_peak()
 
 
 def _put_back(base: Any, layer: Any) -> None:
@@ -130,42 +171,33 @@ def _put_back(base: Any, layer: Any) -> None:
     setattr(base.get_submodule(parent), child, layer.base_layer)
 
 
-def _trainer(base: Any, tokenizer: Any, recipe: Recipe, setting: Setting, longest: int) -> SFTTrainer:
-    on_gpu = torch.cuda.is_available()
+def _trainer(base: Any, tokenizer: Any, recipe: Recipe, setting: Setting, longest: int, work: Path) -> Trainer:
+    """As `fit` builds it, for steps of one micro-batch; the second row is shorter by a token, so there is padding."""
     shape = Shape.of(base.config.to_dict())
     rng = np.random.default_rng(0)
-    lengths = [longest] + [max(longest - 1, 1)] * (setting.micro_batch - 1)
+    lengths = [longest, *[max(longest - 1, 1)] * (setting.micro_batch - 1)]
     ids = [rng.integers(0, shape.vocab, length).tolist() for length in lengths]
-    optimizer = {"paged_adamw_8bit": "paged_adamw_8bit", "adamw_8bit": "adamw_bnb_8bit"}.get(recipe.train.optimizer)
-    arguments = SFTConfig(
-        output_dir=tempfile.mkdtemp(prefix="tuneship-probe-"),
-        per_device_train_batch_size=setting.micro_batch,
-        max_steps=_STEPS,
-        optim=optimizer if optimizer and on_gpu else "adamw_torch",
-        max_grad_norm=recipe.train.max_grad_norm,
-        gradient_checkpointing=setting.checkpointing(shape),
-        bf16=on_gpu and base.dtype == torch.bfloat16,
-        fp16=on_gpu and base.dtype == torch.float16,
-        use_cpu=not on_gpu,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+    alone = recipe.train.model_copy(update={"effective_batch": setting.micro_batch, "micro_batch": setting.micro_batch})
+    cut = Plan(
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        micro_batch=setting.micro_batch,
+        accumulation=1,
+        kept_layers=setting.kept_layers,
+        layers=shape.layers,
+        rows=setting.micro_batch,
+        steps=_STEPS,
+        tokens_per_epoch=sum(lengths),
+        longest_row=longest,
+        memory=estimate(recipe, shape, setting, longest),
+        estimated_bytes=0,
+        budget_bytes=0,
+        step_s=0.0,
     )
-    trainer = SFTTrainer(
-        model=base,
-        args=arguments,
-        train_dataset=datasets.Dataset.from_list([{"input_ids": row, "labels": row} for row in ids]),
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe.lora, base),
-        callbacks=[KeepLayers(base, setting.kept_layers)],
-    )
-    trainer.remove_callback(PrinterCallback)
-    return trainer
+    rows = [Encoded(row, row) for row in ids]
+    return fit.build(base, tokenizer, rows, recipe.model_copy(update={"train": alone}), cut, work)
 
 
-class _Clock(TrainerCallback):
+class Clock(TrainerCallback):
     """Seconds of each step, device included."""
 
     def __init__(self) -> None:
@@ -173,9 +205,11 @@ class _Clock(TrainerCallback):
         self._since = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Start, once the device has nothing left to do."""
         self._since = self._now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stop, when it is done."""
         self.step_s.append(self._now() - self._since)
 
     def _now(self) -> float:

@@ -18,7 +18,7 @@ from tuneship.core.parity import write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.stage import Job
-from tuneship.train import checkpoints, export, fetch, fit, model, parity, prepare, probe
+from tuneship.train import checkpoints, export, fetch, fit, model, parity, prepare, probe, smoke
 from tuneship.train.checkpoints import Checkpoint, Identity
 from tuneship.train.data import Dataset
 from tuneship.train.prepare import Prepared
@@ -37,6 +37,8 @@ def train(job: Job) -> Path:
     identity = _identity(recipe, prepared)
     resume = _checkpoint(job, identity)
     rows, heldout = prepare.read_rows(recipe, prepared.template)
+    few = int(job.inputs.get("smoke", 0))
+    rows = smoke.subset(rows, few)
     todo = prepare.plan(recipe, prepared.source, rows)
     base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
     todo = probe.refine(base, prepared.tokenizer, recipe, todo)
@@ -47,6 +49,8 @@ def train(job: Job) -> Path:
     began = time.perf_counter()
     trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt, identity, resume)
     train_s = time.perf_counter() - began
+    if few:
+        smoke.require_fall(job.attempt)
     with artifacts.draft(job.run.artifacts) as work:
         config = export.save_adapter(trained, work)
         prepared.tokenizer.save_pretrained(work)

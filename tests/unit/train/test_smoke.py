@@ -1,0 +1,43 @@
+"""A smoke run takes rows from everywhere, and ends well only when the loss fell."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tuneship.core.errors import TrainError
+from tuneship.train import smoke
+from tuneship.train.data import Dataset
+from tuneship.train.template import Encoded
+
+
+def dataset(count: int) -> Dataset:
+    return Dataset([Encoded([i], [i]) for i in range(count)], "sha")
+
+
+def attempt(tmp_path, losses):
+    lines = [json.dumps({"step": step, "loss": loss}) for step, loss in enumerate(losses, 1)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_rows_are_taken_from_the_whole_file():
+    assert [row.input_ids[0] for row in smoke.subset(dataset(10), 4).rows] == [0, 2, 5, 7]
+    assert smoke.subset(dataset(3), 500) == dataset(3)
+    assert smoke.subset(dataset(3), 0) == dataset(3)
+
+
+def test_a_loss_that_falls_is_good(tmp_path):
+    smoke.require_fall(attempt(tmp_path, [3.0, 2.9, 3.1, 2.5, 2.6, 2.4, 2.2, 2.3]))
+
+
+@pytest.mark.parametrize("losses", [[2.0, 2.1, 3, 1, 1, 1, 2.0, 2.1], [2.0] * 8])
+def test_one_that_does_not_is_an_error(tmp_path, losses):
+    with pytest.raises(TrainError, match="the loss did not fall: 2"):
+        smoke.require_fall(attempt(tmp_path, losses))
+
+
+def test_too_few_steps_tell_nothing(tmp_path):
+    with pytest.raises(TrainError, match="3 steps are too few"):
+        smoke.require_fall(attempt(tmp_path, [3.0, 2.0, 1.0]))

@@ -1,0 +1,45 @@
+"""A short training on a few rows, before the long one on all, has to see the loss fall."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tuneship.core.errors import TrainError
+from tuneship.core.progress import say
+from tuneship.train import metrics
+from tuneship.train.data import Dataset
+
+_FEWEST = 8
+"""Steps from which a fall can be told from noise."""
+
+
+def subset(dataset: Dataset, count: int) -> Dataset:
+    """`count` rows spread evenly over all of them (0: all), since files are often sorted."""
+    total = len(dataset.rows)
+    if not count or count >= total:
+        return dataset
+    return dataset._replace(rows=[dataset.rows[index * total // count] for index in range(count)])
+
+
+def require_fall(attempt: Path) -> None:
+    """See the mean loss of the last quarter of the steps below that of the first.
+
+    Raises:
+        TrainError: it is not, or there were too few steps to tell.
+
+    """
+    lines = (attempt / metrics.FILE).read_text(encoding="utf-8").splitlines()
+    losses = [float(json.loads(line)["loss"]) for line in lines]
+    if len(losses) < _FEWEST:
+        raise TrainError(
+            f"{len(losses)} steps are too few to see a loss fall", hint="--smoke with more rows, or --train.epochs 3"
+        )
+    quarter = len(losses) // 4
+    first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
+    if last >= first:
+        raise TrainError(
+            f"the loss did not fall: {first:.3f} in the first {quarter} steps, {last:.3f} in the last",
+            hint="look at what is learnt (tuneship data show), and at train.learning_rate",
+        )
+    say(f"smoke: the loss fell from {first:.3f} to {last:.3f} in {len(losses)} steps")
