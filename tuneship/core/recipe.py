@@ -44,14 +44,15 @@ class Model(Section):
     """Hub id, local path, or `bundled:smollm2-135m-instruct`."""
     revision: str = "main"
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    attention: Literal["auto", "sdpa", "eager"] = "auto"
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """What is not there falls back to sdpa, and that to eager, saying so."""
     trust_remote_code: bool = False
 
 
 class Quantization(Section):
     """Of the frozen base, while training."""
 
-    method: Literal["nf4", "none"] = "nf4"
+    method: Literal["nf4", "fp4", "none"] = "nf4"
     double: bool = True
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
 
@@ -86,7 +87,17 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     rslora: bool = False
     """Scale by alpha / sqrt(rank); the exported adapter says the same as plain LoRA's alpha."""
+    dora: bool = False
+    """Learn the magnitude of each output apart from its direction. Merged, not served as an adapter."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rank_pattern: dict[str, Count] = {}
+    """{end of a layer's name, a regular expression: its rank}. The first that fits counts."""
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+    @property
+    def largest_rank(self) -> int:
+        """What a server must have room for."""
+        return max(self.rank, *self.rank_pattern.values()) if self.rank_pattern else self.rank
 
 
 class Train(Section):
@@ -107,9 +118,18 @@ class Train(Section):
     steps: Annotated[int, Field(ge=0)] = 0
     """Optimiser steps; 0 means: as many as `epochs` takes."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    scheduler: Literal[
+        "cosine",
+        "linear",
+        "constant",
+        "constant_with_warmup",
+        "cosine_with_restarts",
+        "polynomial",
+        "inverse_sqrt",
+    ] = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "adamw"] = "paged_adamw_8bit"
+    optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "paged_adamw", "adamw"] = "paged_adamw_8bit"
+    """Paged: its state moves to host memory when the GPU's runs out. Without 8bit: moments in 32 bits."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
     group_by_length: bool = False
     checkpointing: Literal["auto"] | bool = "auto"
@@ -310,10 +330,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _method_and_quantization_agree(self) -> Recipe:
-        wanted = {"qlora": "nf4", "lora": "none"}.get(self.train.method)
-        if wanted and self.quantization.method != wanted:
+        wanted = ("nf4", "fp4") if self.train.method == "qlora" else ("none",)
+        if self.quantization.method not in wanted:
             raise ValueError(
-                f"train.method = {self.train.method!r} needs quantization.method = {wanted!r}, "
+                f"train.method = {self.train.method!r} needs quantization.method = {wanted[0]!r}, "
                 f"not {self.quantization.method!r}"
             )
         return self
@@ -345,8 +365,14 @@ class Recipe(Section):
     def _adapter_fits_the_server(self) -> Recipe:
         if self.serve.mode != "adapters":
             return self
-        if self.lora.rank > self.serve.max_rank:
-            raise ValueError(f"lora.rank = {self.lora.rank} is over serve.max_rank = {self.serve.max_rank}")
+        if self.lora.largest_rank > self.serve.max_rank:
+            raise ValueError(f"lora.rank = {self.lora.largest_rank} is over serve.max_rank = {self.serve.max_rank}")
+        if self.lora.dora:
+            raise ValueError("lora.dora = true does not go with serve.mode = 'adapters': SGLang has no DoRA")
+        if self.serve.quantization == "nf4" and self.quantization.method == "fp4":
+            raise ValueError(
+                "serve.quantization = 'nf4' serves another base than quantization.method = 'fp4' trains on"
+            )
         modules = PROJECTIONS if self.lora.target_modules == "all-linear" else self.lora.target_modules
         for reason in unserved_modules(name.rpartition(".")[2] for name in modules):
             raise ValueError(f"lora.target_modules does not go with serve.mode = 'adapters': it {reason.fact}")

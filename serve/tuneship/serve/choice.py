@@ -106,8 +106,10 @@ def _plan(recipe: Recipe, source: ModelSource, machine: Hardware, serve: Serve) 
 def _not_as_adapter(recipe: Recipe) -> list[str]:
     """Why the recipe's adapter cannot be served beside its base."""
     lora, found = recipe.lora, []
-    if lora.rank > recipe.serve.max_rank:
-        found.append(f"lora.rank = {lora.rank} is over serve.max_rank = {recipe.serve.max_rank}")
+    if lora.largest_rank > recipe.serve.max_rank:
+        found.append(f"lora.rank = {lora.largest_rank} is over serve.max_rank = {recipe.serve.max_rank}")
+    if lora.dora:
+        found.append("SGLang has no DoRA")
     modules = PROJECTIONS if isinstance(lora.target_modules, str) else lora.target_modules
     return found + [f"the adapter {reason.fact}" for reason in unserved_modules(m.rpartition(".")[2] for m in modules)]
 
@@ -115,7 +117,8 @@ def _not_as_adapter(recipe: Recipe) -> list[str]:
 def _not_on_nf4(recipe: Recipe) -> list[str]:
     if recipe.quantization.method == "nf4":
         return []
-    return ["the adapter is trained on 16-bit weights, and on the NF4 base its answers would be others"]
+    bits = "FP4" if recipe.quantization.method == "fp4" else "16-bit"
+    return [f"the adapter is trained on {bits} weights, and on the NF4 base its answers would be others"]
 
 
 def _neither(

@@ -17,12 +17,13 @@ import pytest
 
 from tuneship.core.errors import Checkpointed, TrainError
 from tuneship.core.recipe import Recipe
-from tuneship.train import checkpoints
+from tuneship.train import checkpoints, fit
 from tuneship.train.checkpoints import Checkpoint, Identity
+from tuneship.train.model import load_base
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from tests.unit.train import fitting
+from tests.unit.train import fitting  # noqa: E402 - needs torch
 
 KILLED_AT = 6
 
@@ -163,3 +164,22 @@ def test_a_resumed_training_removes_what_it_was_resumed_from(tiny_model, killed,
     assert not (stage / "attempt-1" / "checkpoints").exists()
     assert checkpoints.newest(stage).marker.step == 8
     assert math.isfinite(metrics(stage / "attempt-2")[-1]["loss"])
+
+
+def test_adapters_of_a_4_bit_base_go_on_in_their_own_dtype(tiny_model, tmp_path):
+    def base():
+        given = fitting.recipe(tiny_model, method="qlora")
+        torch.manual_seed(0)
+        return load_base(tiny_model, given.model, given.quantization)
+
+    keys = {"method": "qlora", "steps": 4, "save_steps": 2}
+    fitting.train(tiny_model, tmp_path / "attempt-1", model=base(), **keys)
+    shutil.rmtree(tmp_path / "attempt-1" / "checkpoints" / "checkpoint-4")
+    half = checkpoints.newest(tmp_path)
+    assert half.marker.step == 2
+    model = fitting.train(tiny_model, tmp_path / "attempt-2", model=base(), resume=half, **keys)
+    assert {p.dtype for name, p in model.named_parameters() if "lora" in name} == {torch.bfloat16}
+    for ours, theirs in zip(metrics(tmp_path / "attempt-2"), metrics(tmp_path / "attempt-1"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    fit.widen(model)
+    assert {p.dtype for name, p in model.named_parameters() if "lora" in name} == {torch.float32}

@@ -13,14 +13,19 @@ from tuneship.train import checkpoints
 from tuneship.train.model import pick_dtype
 from tuneship.train.plan import Plan
 
-_OPTIMIZERS = {"paged_adamw_8bit": "paged_adamw_8bit", "adamw_8bit": "adamw_bnb_8bit", "adamw": "adamw_torch"}
+_OPTIMIZERS = {
+    "paged_adamw_8bit": "paged_adamw_8bit",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw": "paged_adamw_32bit",
+    "adamw": "adamw_torch",
+}
 
 
 def arguments(recipe: Recipe, plan: Plan, attempt: Path) -> SFTConfig:
     """What TRL is told; rows are tokenized, masked and ordered by us, and checkpoints written when we say so."""
     train = recipe.train
     on_gpu = plan.device == "cuda"
-    dtype = pick_dtype("auto")
+    dtype = pick_dtype(recipe.model.dtype)
     return SFTConfig(
         output_dir=str(attempt / checkpoints.FOLDER),
         per_device_train_batch_size=plan.micro_batch,

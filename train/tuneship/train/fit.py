@@ -94,7 +94,16 @@ def build(
     trainer.add_callback(KeepLayers(model, plan.kept_layers))
     if train.kernels == "fused":
         fused.install(trainer.model)
+    if trainer.args.fp16:
+        widen(trainer.model)
     return trainer
+
+
+def widen(model: Any) -> None:
+    """Adapters in float32, for cards without bf16: TRL makes those of a 4-bit base bf16, which no loss scaler takes."""
+    for value in model.parameters():
+        if value.requires_grad:
+            value.data = value.data.float()
 
 
 def _run(trainer: Trainer, plan: Plan, resume: Checkpoint | None) -> None:
@@ -104,9 +113,10 @@ def _run(trainer: Trainer, plan: Plan, resume: Checkpoint | None) -> None:
     try:
         trainer.train(resume_from_checkpoint=str(resume.path) if resume else None)
     except torch.OutOfMemoryError:
+        what = "a single row" if trainer.micro_batch == 1 else f"{trainer.micro_batch} rows, outside of their step,"
         raise TrainError(
-            f"out of memory at a single row of up to {plan.longest_row} tokens",
-            hint="--train.checkpointing true, or lower data.max_length",
+            f"out of memory at {what} of up to {plan.longest_row} tokens",
+            hint="--train.checkpointing true, or lower data.max_length or lora.rank",
         ) from None
 
 

@@ -87,7 +87,7 @@ def _weights(recipe: Recipe, shape: Shape, *, fused: bool) -> int:
 
 def _adapter_bytes(recipe: Recipe) -> float:
     """Of one parameter: TRL keeps adapters of a quantized base in bf16, PEFT those of a 16-bit base in fp32."""
-    value = 2 if recipe.quantization.method == "nf4" else 4
+    value = 4 if recipe.quantization.method == "none" else 2
     moments = 2 * value if recipe.train.optimizer == "adamw" else 2
     return 2 * value + moments
 

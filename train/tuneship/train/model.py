@@ -12,10 +12,14 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from tuneship.core.artifact import Manifest, quantized_base
 from tuneship.core.errors import ArtifactError
+from tuneship.core.progress import say
 from tuneship.core.recipe import Lora, Model, Quantization, Recipe
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _AMPERE = (8, 0)
+_ATTENTION = ("flash_attention_2", "sdpa", "eager")
+_NO_ATTENTION = ("flashattention", "flash_attn", "flash_attention", "scaled_dot_product_attention", "sdpa")
+"""What transformers says when a model or a machine lacks one."""
 
 
 def device() -> torch.device:
@@ -49,27 +53,36 @@ def load_base(path: Path, model: Model, quantization: Quantization | None = None
     packed = quantized_base(path)
     if packed:
         _check_packed(packed, path, quantization)
-    config = _nf4(quantization, dtype) if quantization and quantization.method == "nf4" and not packed else None
+    packs = quantization and quantization.method != "none" and not packed
+    given = {"quantization_config": _four_bits(quantization, dtype)} if quantization and packs else {}
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            **({"quantization_config": config} if config else {}),  # None would say: not packed, whatever is on disk
-            attn_implementation="sdpa" if model.attention == "auto" else model.attention,
-            trust_remote_code=model.trust_remote_code,
-            device_map={"": device()},
-        )
+        loaded = _with_attention(path, model, dtype=dtype, device_map={"": device()}, **given)
     except (ValueError, OSError) as error:
         raise ArtifactError(f"cannot load {model.id}: {str(error).splitlines()[0]}") from error
     loaded.config.use_cache = False
     return loaded.eval()
 
 
-def _nf4(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
+def _with_attention(path: Path, model: Model, **given: Any) -> Any:
+    """In the best attention that loads, of what the recipe wants and what is slower."""
+    order = _ATTENTION[_ATTENTION.index("sdpa" if model.attention == "auto" else model.attention) :]
+    for attention, slower in zip(order, [*order[1:], ""], strict=True):
+        try:
+            return AutoModelForCausalLM.from_pretrained(
+                path, attn_implementation=attention, trust_remote_code=model.trust_remote_code, **given
+            )
+        except (ImportError, ValueError) as error:
+            if not slower or not any(word in str(error).lower() for word in _NO_ATTENTION):
+                raise
+            say(f"no {attention} for this model here ({str(error).splitlines()[0]}): using {slower}")
+    raise AssertionError("the last one is returned or raised")
+
+
+def _four_bits(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesConfig:
     compute = quantization.compute_dtype
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=quantization.method,
         bnb_4bit_use_double_quant=quantization.double,
         bnb_4bit_compute_dtype=dtype if compute == "auto" else _DTYPES[compute],
     )
@@ -94,6 +107,9 @@ def lora_config(lora: Lora, base: Any) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        rank_pattern=dict(lora.rank_pattern),
+        alpha_pattern=dict(lora.alpha_pattern),
         target_modules=linear_layers(base) if isinstance(modules, str) else list(modules),
         task_type="CAUSAL_LM",
     )

@@ -45,6 +45,14 @@ class Trainer(SFTTrainer):
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: a checkpoint is nothing to publish."""
 
+    def _load_from_checkpoint(self, *given: Any, **more: Any) -> None:
+        """PEFT loads adapters in float32; they go on in the dtype in which they were trained."""
+        dtypes = {name: value.dtype for name, value in self.model.named_parameters() if value.requires_grad}
+        super()._load_from_checkpoint(*given, **more)
+        for name, value in self.model.named_parameters():
+            if name in dtypes:
+                value.data = value.data.to(dtypes[name])
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:  # noqa: ARG002 - the library's signature
         return self._order
 
