@@ -63,7 +63,8 @@ def run(interpreter: Path, program: Path, *words: str, log: Path, env: dict[str,
 
 
 def _run(*command: str) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    # Not here: uv would apply the settings of a project that it finds in or above this folder, such as our own.
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cache_dir())
     if done.returncode:
         raise TrainError(
             f"{' '.join(command[:3])} failed: {done.stderr.strip()[-500:]}", hint="is the package index reachable?"

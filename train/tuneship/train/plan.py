@@ -74,7 +74,7 @@ class Plan(NamedTuple):
             "computed again": f"{again} (activation checkpointing)",
             "rows": f"{self.rows:,}, {self.tokens_per_epoch:,} tokens, the longest {self.longest_row:,}",
             "steps": f"{self.steps:,}, {self.tokens:,} tokens",
-            "time": f"{self.hours:.2f} h" if self.step_s else "not known before a probe: training begins with one",
+            "time": f"{self.hours:.2f} h" if self.step_s else "not known: nothing was measured here yet",
             "memory": f"{_gib(self.estimated_bytes)} GiB, {'measured' if self.step_s else 'by arithmetic'}",
             **{f"  {name}": f"{_gib(value)} GiB" for name, value in terms.items()},
         }

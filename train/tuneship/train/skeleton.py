@@ -21,12 +21,7 @@ def read(path: Path, model: Model) -> Skeleton:
         ArtifactError: transformers does not know the model, or needs `trust_remote_code`.
 
     """
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
-        with torch.device("meta"):
-            built = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
-    except (ValueError, OSError) as error:
-        raise ArtifactError(f"cannot read {model.id}: {str(error).splitlines()[0]}") from error
+    built = build(path, model)
     names = {id(module): name for name, module in built.named_modules()}
     embedding, head = built.get_input_embeddings(), built.get_output_embeddings()
     return Skeleton(
@@ -35,6 +30,21 @@ def read(path: Path, model: Model) -> Skeleton:
         tied=head.weight is embedding.weight,
         packed=_packed(built),
     )
+
+
+def build(path: Path, model: Model) -> Any:
+    """The model itself, on the meta device.
+
+    Raises:
+        ArtifactError: transformers does not know the model, or needs `trust_remote_code`.
+
+    """
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=model.trust_remote_code)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    except (ValueError, OSError) as error:
+        raise ArtifactError(f"cannot read {model.id}: {str(error).splitlines()[0]}") from error
 
 
 def _packed(built: Any) -> frozenset[str]:

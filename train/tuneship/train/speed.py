@@ -87,7 +87,7 @@ def _measure(way: Way, steps: int, work: Path) -> dict[str, Any]:
     """In the child: a few steps; what `Speed` says of them."""
     from tuneship.core import checkpoint  # noqa: PLC0415
     from tuneship.core.shape import Shape  # noqa: PLC0415
-    from tuneship.train import model, prepare  # noqa: PLC0415 - seconds
+    from tuneship.train import prepare  # noqa: PLC0415 - seconds
 
     recipe = recipe_file.load(work / "recipe.toml")
     prepared = prepare.prepare(recipe)
@@ -101,11 +101,8 @@ def _measure(way: Way, steps: int, work: Path) -> dict[str, Any]:
     if way == "unsloth":
         from tuneship.train import unsloth_backend  # noqa: PLC0415
 
-        base = model.load_base(prepared.source.path, recipe.model)
-        modules = model.linear_layers(base)
-        del base
         todo = todo._replace(micro_batch=batch, accumulation=1)
-        made = unsloth_backend.fit(prepared.source.path, prepared.pad_id, modules, rows, short, todo, work)
+        made = unsloth_backend.fit(prepared.source.path, prepared.pad_id, rows, short, todo, work)
         lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
         step_s, first, peak = [line["step_s"] for line in lines], lines[0]["loss"], made.peak_bytes
     else:

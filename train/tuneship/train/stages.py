@@ -13,14 +13,16 @@ import torch
 from tuneship.core import artifact as artifacts
 from tuneship.core import checkpoint, hardware, recipe_file, servable
 from tuneship.core.artifact import Manifest
+from tuneship.core.errors import TrainError
 from tuneship.core.identity import data_sha256
 from tuneship.core.parity import write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.stage import Job
-from tuneship.train import checkpoints, export, fetch, fit, model, parity, prepare, probe, smoke
+from tuneship.train import checkpoints, export, fetch, fit, model, parity, prepare, probe, smoke, unsloth_backend
 from tuneship.train.checkpoints import Checkpoint, Identity
 from tuneship.train.data import Dataset
+from tuneship.train.plan import Plan
 from tuneship.train.prepare import Prepared
 
 
@@ -40,14 +42,15 @@ def train(job: Job) -> Path:
     few = int(job.inputs.get("smoke", 0))
     rows = smoke.subset(rows, few)
     todo = prepare.plan(recipe, prepared.source, rows)
-    base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
-    todo = probe.refine(base, prepared.tokenizer, recipe, todo)
-    say(
-        f"{todo.rows} rows, {todo.steps} steps of {todo.micro_batch} x {todo.accumulation} on {todo.device}, "
-        f"about {todo.estimated_bytes / 2**30:.1f} GiB"
-    )
     began = time.perf_counter()
-    trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt, identity, resume)
+    if recipe.train.backend == "unsloth":
+        trained, todo = _learn_elsewhere(prepared, rows, recipe, todo, job.attempt, resume)
+    else:
+        base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
+        todo = probe.refine(base, prepared.tokenizer, recipe, todo)
+        _say_what_comes(todo)
+        began = time.perf_counter()
+        trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt, identity, resume)
     train_s = time.perf_counter() - began
     if few:
         smoke.require_fall(job.attempt)
@@ -58,13 +61,31 @@ def train(job: Job) -> Path:
         if heldout:
             chosen = parity.choose_rows(heldout.rows)
             reference = parity.measure_reference(
-                trained, chosen, prepared.pad_id, str(base.dtype).removeprefix("torch.")
+                trained, chosen, prepared.pad_id, str(trained.dtype).removeprefix("torch.")
             )
             write_reference(work / artifacts.EVIDENCE, reference)
         manifest = _manifest(job, recipe, prepared, rows, trained, config, train_s)
         sealed = artifacts.seal(work, manifest)
     checkpoints.remove_all(job.attempt.parent)
     return sealed.path
+
+
+def _learn_elsewhere(
+    prepared: Prepared, rows: Dataset, recipe: Recipe, todo: Plan, attempt: Path, resume: Checkpoint | None
+) -> tuple[Any, Plan]:
+    """Through Unsloth, whose adapter then stands on our own base; nothing of ours is on the device meanwhile."""
+    if resume:
+        raise TrainError("train.backend = 'unsloth' does not go on from a checkpoint", hint="without --resume")
+    _say_what_comes(todo)
+    made = unsloth_backend.fit(prepared.source.path, prepared.pad_id, rows.rows, recipe, todo, attempt)
+    return model.load_trained(prepared.source.path, made.adapter, recipe), todo
+
+
+def _say_what_comes(todo: Plan) -> None:
+    say(
+        f"{todo.rows} rows, {todo.steps} steps of {todo.micro_batch} x {todo.accumulation} on {todo.device}, "
+        f"about {todo.estimated_bytes / 2**30:.1f} GiB" + (f" and {todo.hours:.1f} h" if todo.step_s else "")
+    )
 
 
 def _identity(recipe: Recipe, prepared: Prepared) -> Identity:

@@ -16,7 +16,8 @@ import torch
 from tuneship.core.errors import TrainError
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
-from tuneship.train import own_environment
+from tuneship.train import own_environment, skeleton
+from tuneship.train.model import linear_layers
 from tuneship.train.plan import Plan
 from tuneship.train.template import Encoded
 
@@ -43,7 +44,6 @@ class Made(NamedTuple):
 def fit(
     base: Path,
     pad_id: int,
-    modules: Sequence[str],
     rows: Sequence[Encoded],
     recipe: Recipe,
     plan: Plan,
@@ -57,7 +57,6 @@ def fit(
     Args:
         base: its folder.
         pad_id: what rows are padded with.
-        modules: names of the linear layers to adapt.
         rows: to learn from.
         recipe: how.
         plan: how a step is cut.
@@ -73,7 +72,7 @@ def fit(
         raise TrainError("train.backend = 'unsloth' needs a CUDA device", hint="--train.backend trl")
     folder = attempt / "unsloth"
     folder.mkdir()
-    job = _job(base, pad_id, modules, recipe, plan, folder) | {"metrics": str(attempt / "metrics.jsonl")}
+    job = _job(base, pad_id, recipe, plan, folder) | {"metrics": str(attempt / "metrics.jsonl")}
     lines = (json.dumps({"input_ids": row.input_ids, "labels": row.labels}) for row in rows)
     Path(job["rows"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
     (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
@@ -85,7 +84,9 @@ def fit(
     return Made(folder / "adapter", int(peak["peak_bytes"]))
 
 
-def _job(base: Path, pad_id: int, modules: Sequence[str], recipe: Recipe, plan: Plan, folder: Path) -> dict[str, Any]:
+def _job(base: Path, pad_id: int, recipe: Recipe, plan: Plan, folder: Path) -> dict[str, Any]:
+    targets = recipe.lora.target_modules
+    modules = linear_layers(skeleton.build(base, recipe.model)) if isinstance(targets, str) else list(targets)
     train, lora = recipe.train, recipe.lora
     return {
         "base": str(base),
@@ -99,7 +100,7 @@ def _job(base: Path, pad_id: int, modules: Sequence[str], recipe: Recipe, plan: 
             "alpha": lora.alpha,
             "dropout": lora.dropout,
             "rslora": lora.rslora,
-            "modules": list(modules),
+            "modules": modules,
         },
         "micro_batch": plan.micro_batch,
         "accumulation": plan.accumulation,
