@@ -18,7 +18,7 @@ from tuneship.core.recipe import Recipe
 _LEFT_OUT: Mapping[str, Any] = {
     "model": {"id", "revision"},
     "data": {"train", "heldout"},
-    "train": {"save_steps", "keep_checkpoints", "spike"},
+    "train": {"save_steps", "keep_checkpoints", "spike", "report_to"},
     "bench": {"eval": {"__all__": {"data"}}, "load": {"trace"}, "gate": {"baseline"}},
 }
 

@@ -135,6 +135,8 @@ class Train(Section):
     checkpointing: Literal["auto"] | bool = "auto"
     kernels: Literal["peft", "fused"] = "peft"
     """What LoRA layers compute with: PEFT's own code, or functions with fewer passes over memory."""
+    compile: bool = False
+    """`torch.compile` of each decoder layer; takes a while at the start."""
     packing: bool = False
     strategy: Literal["single", "ddp", "fsdp2"] = "single"
     seed: int = 0
@@ -142,6 +144,12 @@ class Train(Section):
     """Steps between checkpoints while training; auto: ten minutes. 0: none but at SIGTERM."""
     keep_checkpoints: Annotated[int, Field(ge=2)] = 2
     """The last ones, until the adapter is there; the newest may be half-written when a kill comes."""
+    eval_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between measurements of the held-out NLL, of which the best adapter is kept. 0: none."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Measurements in a row without a better one that end training early. 0: it goes on to its last step."""
+    report_to: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
+    """Who is told every step's figures, beside metrics.jsonl. Each is a package of its own."""
     spike: Annotated[float, Field(ge=0)] = 3.0
     """Nats by which the loss may stand over its recent median; twice in a row ends the run. 0: never."""
 
@@ -336,6 +344,14 @@ class Recipe(Section):
                 f"train.method = {self.train.method!r} needs quantization.method = {wanted[0]!r}, "
                 f"not {self.quantization.method!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_rows_are_there_to_be_measured(self) -> Recipe:
+        if self.train.patience and not self.train.eval_steps:
+            raise ValueError(f"train.patience = {self.train.patience} needs train.eval_steps above 0")
+        if self.train.eval_steps and not self.data.heldout:
+            raise ValueError(f"train.eval_steps = {self.train.eval_steps} needs data.heldout")
         return self
 
     @model_validator(mode="after")

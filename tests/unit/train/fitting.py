@@ -44,7 +44,7 @@ def recipe(model: Path, **train: Any) -> Recipe:
     sections = {
         "model": {"id": str(model), "dtype": "float32"},
         "quantization": {"method": method},
-        "data": {"train": "t"},
+        "data": {"train": "t", "heldout": "h"},
         "lora": {"rank": 4, "dropout": DROPOUT},
     }
     return Recipe.model_validate(sections | {"train": train})
@@ -69,14 +69,21 @@ def load(path: Path) -> tuple[Any, Any]:
 
 
 def train(
-    path: Path, attempt: Path, *, micro_batch: int = 2, resume: Checkpoint | None = None, model: Any = None, **keys: Any
+    path: Path,
+    attempt: Path,
+    *,
+    micro_batch: int = 2,
+    resume: Checkpoint | None = None,
+    model: Any = None,
+    heldout: Sequence[Encoded] = (),
+    **keys: Any,
 ) -> Any:
     """`fit` as the stage calls it; the model it returns."""
     attempt.mkdir(parents=True, exist_ok=True)
     given = recipe(path, **keys)
     loaded, tokenizer = load(path)
-    base = model or loaded
-    return fit.fit(base, tokenizer, rows(), given, plan(given, micro_batch), attempt, Identity.of(given, {}), resume)
+    cut, identity = plan(given, micro_batch), Identity.of(given, {})
+    return fit.fit(model or loaded, tokenizer, rows(), given, cut, attempt, identity, resume, heldout)
 
 
 class KillMidStep(TrainerCallback):

@@ -9,7 +9,7 @@ from trl import SFTConfig
 
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
-from tuneship.train import checkpoints
+from tuneship.train import checkpoints, tracking
 from tuneship.train.model import pick_dtype
 from tuneship.train.plan import Plan
 
@@ -24,6 +24,7 @@ _OPTIMIZERS = {
 def arguments(recipe: Recipe, plan: Plan, attempt: Path) -> SFTConfig:
     """What TRL is told; rows are tokenized, masked and ordered by us, and checkpoints written when we say so."""
     train = recipe.train
+    tracking.prepare(train.report_to, attempt)
     on_gpu = plan.device == "cuda"
     dtype = pick_dtype(recipe.model.dtype)
     return SFTConfig(
@@ -48,7 +49,9 @@ def arguments(recipe: Recipe, plan: Plan, attempt: Path) -> SFTConfig:
         logging_nan_inf_filter=False,
         save_strategy="no",
         save_total_limit=train.keep_checkpoints,
-        report_to="none",
+        report_to=list(train.report_to) or "none",
+        run_name=recipe.name,
+        project="tuneship",
         disable_tqdm=True,
         dataloader_num_workers=0,
     )

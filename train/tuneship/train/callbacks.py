@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuneship.core.errors import TrainError
 from tuneship.core.progress import progress
-from tuneship.train import checkpoints, metrics
+from tuneship.train import checkpoints, metrics, tracking
 from tuneship.train.checkpoints import Identity
 from tuneship.train.faults import Request, Watch
 from tuneship.train.trainer import Trainer
@@ -27,48 +27,49 @@ class Record(TrainerCallback):
         self._trainer = trainer
         self._attempt = attempt
         self._watch = watch
-        self._since = time.perf_counter()
-        self._tokens = 0
+        self._began, self._first = time.perf_counter(), 0
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """The clock starts with the first step."""
-        self._since = time.perf_counter()
+    def on_train_begin(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
+        """The clock starts with the first step of this process."""
+        self._began, self._first = time.perf_counter(), state.global_step
 
     def on_log(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        logs: dict[str, float] | None = None,
+        logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
         """After each step, and before it can be kept."""
         if not logs or "loss" not in logs:
             return
-        loss, grad_norm = float(logs["loss"]), float(logs.get("grad_norm", 0))
-        now, tokens = time.perf_counter(), int(self._trainer.tokens_seen)
-        rate = (tokens - self._tokens) / max(now - self._since, 1e-9)
-        self._since, self._tokens = now, tokens
-        metrics.append(
-            self._attempt,
-            {
-                "step": state.global_step,
-                "total": state.max_steps,
-                "loss": loss,
-                "learning_rate": float(logs.get("learning_rate", 0)),
-                "grad_norm": grad_norm,
-                "tokens_per_s": round(rate, 1),
-                "micro_batch": self._trainer.micro_batch,
-                "accumulation": self._trainer.accumulation,
-            },
-        )
+        step, loss, grad_norm = state.global_step, float(logs["loss"]), float(logs.get("grad_norm", 0))
+        record = {
+            "step": step,
+            "total": state.max_steps,
+            "loss": loss,
+            "learning_rate": float(logs.get("learning_rate", 0)),
+            "grad_norm": grad_norm,
+            "tokens_per_s": logs["tokens_per_s"],
+            "mfu": logs.get("mfu"),
+            "peak_memory_bytes": logs["peak_memory_bytes"],
+            "micro_batch": self._trainer.micro_batch,
+            "accumulation": self._trainer.accumulation,
+        }
+        heldout = logs.get(metrics.HELDOUT_NLL)
+        metrics.append(self._attempt, record | ({} if heldout is None else {metrics.HELDOUT_NLL: heldout}))
         # With fp16 a gradient that overflows is usual: its step is left out and the loss scaled down.
         wrong = self._watch.judge(loss, 0.0 if args.fp16 else grad_norm)
         if wrong:
-            raise TrainError(f"{wrong} at step {state.global_step}", hint=_way_back(self._attempt))
+            raise TrainError(f"{wrong} at step {step}", hint=_way_back(self._attempt))
         if self._watch.suspicious:
             control.should_save = False
-        progress("train", state.global_step, state.max_steps, f"loss {loss:.3f}  {rate:,.0f} tok/s")
+        a_step_s = (time.perf_counter() - self._began) / (step - self._first)
+        left = tracking.duration(a_step_s * (state.max_steps - step))
+        beside = "" if heldout is None else f"  held-out {heldout:.3f}"
+        detail = f"loss {loss:.3f}{beside}  {logs['tokens_per_s']:,.0f} tok/s  {left} left"
+        progress("train", step, state.max_steps, detail)
 
 
 def _way_back(attempt: Path) -> str:

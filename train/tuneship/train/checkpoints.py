@@ -28,7 +28,14 @@ _SECTIONS = ("model", "quantization", "data", "lora", "train")
 # Where files lie does not matter, what is in them does; and what changes only how a step is cut, or what is kept of it.
 _FREE = {
     *("model.id", "model.revision", "data.train", "data.heldout"),
-    *("train.micro_batch", "train.checkpointing", "train.save_steps", "train.keep_checkpoints", "train.spike"),
+    *(
+        "train.micro_batch",
+        "train.checkpointing",
+        "train.save_steps",
+        "train.keep_checkpoints",
+        "train.spike",
+        "train.report_to",
+    ),
 }
 
 

@@ -21,7 +21,8 @@ from tuneship.train.arguments import arguments
 from tuneship.train.callbacks import Keep, Record
 from tuneship.train.checkpoints import Checkpoint, Identity
 from tuneship.train.faults import Watch, termination
-from tuneship.train.keep import KeepLayers
+from tuneship.train.heldout import HeldOut
+from tuneship.train.keep import CompileLayers, KeepLayers
 from tuneship.train.model import lora_config
 from tuneship.train.order import Order
 from tuneship.train.plan import Plan
@@ -38,6 +39,7 @@ def fit(
     attempt: Path,
     identity: Identity,
     resume: Checkpoint | None = None,
+    heldout: Sequence[Encoded] = (),
 ) -> Any:
     """Train LoRA adapters on `model` and return the PEFT model; a line per step goes to `attempt/metrics.jsonl`.
 
@@ -50,6 +52,7 @@ def fit(
         attempt: where metrics and checkpoints go.
         identity: what is written beside checkpoints.
         resume: where to go on from; of this identity.
+        heldout: rows for `train.eval_steps`.
 
     Raises:
         TrainError: the loss is gone, or memory ran out at a single row.
@@ -59,12 +62,20 @@ def fit(
     if resume:
         metrics.carry_over(resume.attempt, attempt, resume.marker.step)
     trainer = build(model, tokenizer, rows, recipe, plan, attempt, at_most=_at_most(plan, resume))
+    train = recipe.train
+    watched = HeldOut(trainer, heldout, attempt, train.eval_steps, train.patience) if train.eval_steps else None
     with termination() as request:
-        trainer.add_callback(Record(trainer, attempt, Watch(recipe.train.spike)))
-        trainer.add_callback(Keep(trainer, recipe.train.save_steps, request, identity, resumed=bool(resume)))
-        _run(trainer, plan, resume)
-        if request.made and trainer.state.global_step < plan.steps:
+        if watched:
+            trainer.add_callback(watched)
+        trainer.add_callback(Record(trainer, attempt, Watch(train.spike)))
+        trainer.add_callback(Keep(trainer, train.save_steps, request, identity, resumed=bool(resume)))
+        if watched and resume:
+            watched.take_over(resume.attempt)
+        _run(trainer, plan, resume, ended=bool(watched and resume and watched.exhausted))
+        if request.made and trainer.state.global_step < plan.steps and not (watched and watched.exhausted):
             raise _checkpointed(attempt)
+    if watched:
+        watched.load_best()
     return trainer.model.eval()
 
 
@@ -94,6 +105,8 @@ def build(
     trainer.add_callback(KeepLayers(model, plan.kept_layers))
     if train.kernels == "fused":
         fused.install(trainer.model)
+    if train.compile:
+        trainer.add_callback(CompileLayers(trainer.model))
     if trainer.args.fp16:
         widen(trainer.model)
     return trainer
@@ -106,8 +119,8 @@ def widen(model: Any) -> None:
             value.data = value.data.float()
 
 
-def _run(trainer: Trainer, plan: Plan, resume: Checkpoint | None) -> None:
-    if resume and resume.marker.step >= plan.steps:  # the trainer would take one more step
+def _run(trainer: Trainer, plan: Plan, resume: Checkpoint | None, *, ended: bool) -> None:
+    if resume and (ended or resume.marker.step >= plan.steps):  # the trainer would take one more step
         trainer._load_from_checkpoint(str(resume.path))
         return
     try:

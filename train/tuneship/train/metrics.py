@@ -10,6 +10,7 @@ from typing import Any
 from tuneship.core.files import write_atomic
 
 FILE = "metrics.jsonl"
+HELDOUT_NLL = "heldout_nll"
 
 
 def append(attempt: Path, record: dict[str, Any]) -> None:
@@ -19,6 +20,12 @@ def append(attempt: Path, record: dict[str, Any]) -> None:
     }
     with (attempt / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(known) + "\n")
+
+
+def column(attempt: Path, key: str) -> list[tuple[int, float]]:
+    """(step, value) of the lines that have `key`."""
+    lines = (attempt / FILE).read_text(encoding="utf-8").splitlines() if (attempt / FILE).exists() else []
+    return [(record["step"], record[key]) for record in map(json.loads, lines) if record.get(key) is not None]
 
 
 def carry_over(before: Path, attempt: Path, step: int) -> None:

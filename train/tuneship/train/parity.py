@@ -79,6 +79,17 @@ def measure_reference(model: PeftModel, rows: Sequence[Encoded], pad_id: int, dt
 
 
 @torch.inference_mode()
+def nll(model: Any, rows: Sequence[Encoded], pad_id: int) -> float:
+    """Mean over all tokens of `rows` that carry loss, in nats; the model is left in eval mode."""
+    model.eval()
+    total = 0.0
+    for _, batch in _batches(rows, pad_id, model):
+        log_p = _token_log_p(_log_softmax(model, batch), batch["input_ids"])[:, 1:]
+        total -= float(log_p[batch["labels"][:, 1:] != IGNORED].double().sum())
+    return total / sum(label != IGNORED for row in rows for label in row.labels[1:])
+
+
+@torch.inference_mode()
 def compare(
     trained: Any, candidates: Mapping[Name, Any], reference: Sequence[ReferenceRow], pad_id: int
 ) -> dict[Name, Comparison]:

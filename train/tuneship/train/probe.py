@@ -177,7 +177,8 @@ def _trainer(base: Any, tokenizer: Any, recipe: Recipe, setting: Setting, longes
     rng = np.random.default_rng(0)
     lengths = [longest, *[max(longest - 1, 1)] * (setting.micro_batch - 1)]
     ids = [rng.integers(0, shape.vocab, length).tolist() for length in lengths]
-    alone = recipe.train.model_copy(update={"effective_batch": setting.micro_batch, "micro_batch": setting.micro_batch})
+    one = {"effective_batch": setting.micro_batch, "micro_batch": setting.micro_batch, "report_to": ()}
+    alone = recipe.train.model_copy(update=one)
     cut = Plan(
         device="cuda" if torch.cuda.is_available() else "cpu",
         micro_batch=setting.micro_batch,

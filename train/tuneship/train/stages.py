@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig
 
 from tuneship.core import artifact as artifacts
 from tuneship.core import checkpoint, hardware, recipe_file, servable
@@ -19,7 +20,19 @@ from tuneship.core.parity import write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.stage import Job
-from tuneship.train import checkpoints, export, fetch, fit, model, parity, prepare, probe, smoke, unsloth_backend
+from tuneship.train import (
+    checkpoints,
+    export,
+    fetch,
+    fit,
+    model,
+    parity,
+    prepare,
+    probe,
+    smoke,
+    tracking,
+    unsloth_backend,
+)
 from tuneship.train.checkpoints import Checkpoint, Identity
 from tuneship.train.data import Dataset
 from tuneship.train.plan import Plan
@@ -35,6 +48,7 @@ def train(job: Job) -> Path:
     """Data and base -> an adapter artifact with its reference log-probabilities."""
     recipe = job.recipe
     _seed(recipe.train.seed)
+    tracking.require(recipe.train.report_to)
     prepared = prepare.prepare(recipe)
     identity = _identity(recipe, prepared)
     resume = _checkpoint(job, identity)
@@ -47,17 +61,18 @@ def train(job: Job) -> Path:
         trained, todo = _learn_elsewhere(prepared, rows, recipe, todo, job.attempt, resume)
     else:
         base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
+        _say_what_cannot_be_served(model.lora_config(recipe.lora, base))
         todo = probe.refine(base, prepared.tokenizer, recipe, todo)
         _say_what_comes(todo)
         began = time.perf_counter()
-        trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt, identity, resume)
+        watched = parity.choose_rows(heldout.rows) if heldout else ()
+        trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt, identity, resume, watched)
     train_s = time.perf_counter() - began
     if few:
         smoke.require_fall(job.attempt)
     with artifacts.draft(job.run.artifacts) as work:
         config = export.save_adapter(trained, work)
         prepared.tokenizer.save_pretrained(work)
-        _say_what_cannot_be_served(config)
         if heldout:
             chosen = parity.choose_rows(heldout.rows)
             reference = parity.measure_reference(
@@ -115,11 +130,11 @@ def _checkpoint(job: Job, identity: Identity) -> Checkpoint | None:
     return last
 
 
-def _say_what_cannot_be_served(config: dict[str, Any]) -> None:
-    """An adapter that only merging can serve is a result, and worth knowing before somebody wonders."""
-    modules = {name.rpartition(".")[2] for name in config["target_modules"]}
-    for reason in [*servable.unserved(config), *servable.unserved_modules(modules)]:
-        say(f"this adapter cannot be served beside its base: it {reason.fact}; {reason.fix}")
+def _say_what_cannot_be_served(planned: LoraConfig) -> None:
+    """Before hours of training: an adapter that SGLang does not serve is a result, once it is merged."""
+    modules = {name.rpartition(".")[2] for name in planned.target_modules}
+    for reason in [*servable.unserved({"use_dora": planned.use_dora}), *servable.unserved_modules(modules)]:
+        say(f"the adapter cannot be served beside its base: it {reason.fact}. It has to be merged")
 
 
 def _seed(seed: int) -> None:

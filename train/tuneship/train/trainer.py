@@ -12,9 +12,11 @@ from torch.utils.data import Sampler
 from trl import SFTTrainer
 
 from tuneship.core.progress import say
-from tuneship.train import pieces
+from tuneship.core.shape import Shape
+from tuneship.train import metrics, pieces
 from tuneship.train.order import Order
 from tuneship.train.pieces import Batch
+from tuneship.train.tracking import Meter
 
 
 class Trainer(SFTTrainer):
@@ -33,9 +35,13 @@ class Trainer(SFTTrainer):
         self._done: list[Batch] = []
         self.accumulation = 0
         """Pieces of the last step."""
-        self.tokens_seen: Tensor | int = 0
-        """Without padding."""
+        self.tokens: Tensor | int = 0
+        """Of this step, without padding."""
+        self.heldout_nll: float | None = None
+        """Measured after this step."""
         super().__init__(**given)
+        frozen = any(not value.requires_grad for value in self.model.parameters())
+        self._meter = Meter(Shape.of(self.model.config.to_dict()), frozen=frozen)
 
     @property
     def micro_batch(self) -> int:
@@ -44,6 +50,14 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: a checkpoint is nothing to publish."""
+
+    def log(self, logs: dict[str, Any], start_time: float | None = None) -> None:
+        """Everybody who is told about a step is told this too."""
+        if "loss" in logs:
+            measured = self._meter.lap(int(self.tokens)) | {metrics.HELDOUT_NLL: self.heldout_nll}
+            logs |= {key: value for key, value in measured.items() if value is not None}
+        super().log(logs, start_time)
+        self._meter.start()
 
     def _load_from_checkpoint(self, *given: Any, **more: Any) -> None:
         """PEFT loads adapters in float32; they go on in the dtype in which they were trained."""
@@ -63,7 +77,7 @@ class Trainer(SFTTrainer):
         batches, loss_tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
         assert loss_tokens is not None, "losses of batches of unequal length would be averaged wrongly"
         self._done, self.accumulation = [], 0
-        self.tokens_seen += sum(pieces.tokens_in(batch) for batch in batches)
+        self.tokens, self.heldout_nll = sum(pieces.tokens_in(batch) for batch in batches), None
         return batches, loss_tokens
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Tensor:
