@@ -65,6 +65,15 @@ class Variant(NamedTuple):
 
 
 GROUPS: dict[str, tuple[int, list[Variant]]] = {
+    "target": (
+        100,
+        [
+            Variant("fused-liger-32x2", 32, fused=True, liger=True),
+            Variant("fused-liger-32x2-no-autocast", 32, fused=True, liger=True, autocast=False),
+            Variant("fused-compiled-32x2", 32, fused=True, compiled="static"),
+            Variant("fused-compiled-16x4-spared-4", 16, spared=4, fused=True, compiled="static"),
+        ],
+    ),
     "fused": (
         180,
         [
@@ -136,7 +145,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="JSON lines are appended here")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="a shape for a dry run")
-    parser.add_argument("--groups", default="fused,unsloth,compiled,plain", help="which, in this order")
+    parser.add_argument("--groups", default="target,unsloth,fused,compiled,plain", help="which, in this order")
     parser.add_argument("--only", default="", help="names of variants, by comma")
     parser.add_argument("--unsloth", default="", help="PYTHONPATH of Unsloth's environment")
     parser.add_argument("--group", default="", help=argparse.SUPPRESS)
@@ -340,7 +349,7 @@ def _apply(model: Any, base: Any, variant: Variant) -> dict[str, int]:
         if "lora_" in name:
             parameter.data = parameter.data.to(getattr(torch, variant.adapters))
     if variant.liger and base.device.type == "cuda":
-        from liger_kernel.transformers import monkey_patch  # type: ignore[import-not-found]  # noqa: PLC0415
+        from liger_kernel.transformers import monkey_patch  # noqa: PLC0415
 
         monkey_patch._apply_liger_kernel_to_instance(
             model=base,

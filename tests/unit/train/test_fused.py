@@ -75,6 +75,13 @@ def test_with_layers_computed_again(base):
     assert_same(ours, plain)
 
 
+def test_ranks_and_strengths_that_differ_among_siblings(base):
+    patterns = {"rank_pattern": {"k_proj": 2, "up_proj": 6}, "alpha_pattern": {"q_proj": 3, "gate_proj": 5}}
+    plain, ours = adapted(base, **patterns), adapted(base, **patterns)
+    assert fused.install(ours).mlps == 2
+    assert_same(ours, plain)
+
+
 def test_some_layers_adapted_only(base):
     plain = adapted(base, target_modules=["q_proj", "v_proj", "up_proj"])
     ours = adapted(base, target_modules=["q_proj", "v_proj", "up_proj"])

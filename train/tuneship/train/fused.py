@@ -182,45 +182,44 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
 class _Linears(torch.autograd.Function):
     """Frozen linear layers with LoRA over one input: x [..., in] -> (y_i [..., out_i]).
 
-    y_i = x W_i^T + b_i + s_i (x A_i^T) B_i^T
+    y_i = x W_i^T + b_i + (x (s_i A_i)^T) B_i^T
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, frozen: tuple[Frozen, ...], *adapters: Tensor) -> tuple[Tensor, ...]:
         dtype = _compute_dtype(x)
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        hidden = flat @ torch.cat(adapters[0::2]).to(dtype).t()
+        down = _scaled(frozen, adapters[0::2], dtype)
+        hidden = flat @ down.t()
         outs, at = [], 0
         for layer, b in zip(frozen, adapters[1::2], strict=True):
             out = F.linear(flat, layer.weight(dtype), layer.bias)
-            out.addmm_(hidden[:, at : at + b.shape[1]], b.to(dtype).t(), alpha=layer.scaling)
+            out.addmm_(hidden[:, at : at + b.shape[1]], b.to(dtype).t())
             outs.append(out.view(*x.shape[:-1], -1))
             at += b.shape[1]
-        ctx.save_for_backward(flat, hidden, *adapters)
+        ctx.save_for_backward(flat, hidden, down, *adapters)
         ctx.frozen, ctx.shape, ctx.dtype = frozen, x.shape, x.dtype
         return tuple(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        flat, hidden, *adapters = ctx.saved_tensors
+        flat, hidden, down, *adapters = ctx.saved_tensors
         dtype, downs, ups = flat.dtype, adapters[0::2], adapters[1::2]
-        grad_hidden = torch.empty_like(hidden)
-        grad_ups, grad_x, at = [], None, 0
+        grad_hiddens, grad_ups, grad_x, at = [], [], None, 0
         for layer, b, grad in zip(ctx.frozen, ups, grads, strict=True):
             flat_grad = grad.reshape(-1, grad.shape[-1])
-            mine = slice(at, at + b.shape[1])
-            grad_hidden[:, mine] = (flat_grad @ b.to(dtype)).mul_(layer.scaling)
-            grad_ups.append((flat_grad.t() @ hidden[:, mine]).mul_(layer.scaling).to(b.dtype))
+            grad_hiddens.append(flat_grad @ b.to(dtype))
+            grad_ups.append((flat_grad.t() @ hidden[:, at : at + b.shape[1]]).to(b.dtype))
             if ctx.needs_input_grad[0]:
                 weight = layer.weight(dtype)
                 grad_x = flat_grad @ weight if grad_x is None else grad_x.addmm_(flat_grad, weight)
             at += b.shape[1]
-        down = torch.cat(downs)
-        grad_down = (grad_hidden.t() @ flat).to(down.dtype).split([a.shape[0] for a in downs])
+        grad_hidden = _joined(grad_hiddens, 1)
+        grad_downs = _unscaled(ctx.frozen, grad_hidden.t() @ flat, downs)
         if grad_x is not None:
-            grad_x = grad_x.addmm_(grad_hidden, down.to(dtype)).view(ctx.shape).to(ctx.dtype)
-        pairs = [half for pair in zip(grad_down, grad_ups, strict=True) for half in pair]
+            grad_x = grad_x.addmm_(grad_hidden, down).view(ctx.shape).to(ctx.dtype)
+        pairs = [half for pair in zip(grad_downs, grad_ups, strict=True) for half in pair]
         return grad_x, None, *pairs
 
 
@@ -235,45 +234,64 @@ class _SwiGlu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, frozen: tuple[Frozen, ...], *adapters: Tensor) -> Tensor:
         dtype = _compute_dtype(x)
         gate, up, down = frozen
-        a_gate, b_gate, a_up, b_up, a_down, b_down = (half.to(dtype) for half in adapters)
+        a_gate, b_gate, a_up, b_up, a_down, b_down = adapters
         flat = x.reshape(-1, x.shape[-1]).to(dtype)
-        hidden = flat @ torch.cat([a_gate, a_up]).t()
-        rank = a_gate.shape[0]
+        a_in, a_out = _scaled((gate, up), (a_gate, a_up), dtype), _scaled((down,), (a_down,), dtype)
+        hidden, rank = flat @ a_in.t(), a_gate.shape[0]
         wide_gate = F.linear(flat, gate.weight(dtype), gate.bias)
-        wide_gate.addmm_(hidden[:, :rank], b_gate.t(), alpha=gate.scaling)
+        wide_gate.addmm_(hidden[:, :rank], b_gate.to(dtype).t())
         wide_up = F.linear(flat, up.weight(dtype), up.bias)
-        wide_up.addmm_(hidden[:, rank:], b_up.t(), alpha=up.scaling)
+        wide_up.addmm_(hidden[:, rank:], b_up.to(dtype).t())
         act = swiglu.forward(wide_gate, wide_up)
-        hidden_down = act @ a_down.t()
+        hidden_down = act @ a_out.t()
         out = F.linear(act, down.weight(dtype), down.bias)
-        out.addmm_(hidden_down, b_down.t(), alpha=down.scaling)
-        ctx.save_for_backward(flat, hidden, wide_gate, wide_up, hidden_down, *adapters)
+        out.addmm_(hidden_down, b_down.to(dtype).t())
+        ctx.save_for_backward(flat, hidden, wide_gate, wide_up, hidden_down, a_in, a_out, *adapters)
         ctx.frozen, ctx.shape, ctx.dtype = frozen, x.shape, x.dtype
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        flat, hidden, wide_gate, wide_up, hidden_down, *adapters = ctx.saved_tensors
+        flat, hidden, wide_gate, wide_up, hidden_down, a_in, a_out, *adapters = ctx.saved_tensors
         gate, up, down = ctx.frozen
-        dtype = flat.dtype
-        a_gate, b_gate, a_up, b_up, a_down, b_down = (half.to(dtype) for half in adapters)
-        rank = a_gate.shape[0]
+        a_gate, b_gate, a_up, b_up, a_down, b_down = adapters
+        dtype, rank = flat.dtype, a_gate.shape[0]
         grad = grad.reshape(-1, grad.shape[-1])
-        grad_hidden_down = (grad @ b_down).mul_(down.scaling)
-        grad_b_down = (grad.t() @ hidden_down).mul_(down.scaling)
-        grad_act = (grad @ down.weight(dtype)).addmm_(grad_hidden_down, a_down)
+        grad_hidden_down = grad @ b_down.to(dtype)
+        grad_b_down = grad.t() @ hidden_down
+        grad_act = (grad @ down.weight(dtype)).addmm_(grad_hidden_down, a_out)
         act, grad_gate, grad_up = swiglu.backward_(wide_gate, wide_up, grad_act)
-        grad_a_down = grad_hidden_down.t() @ act
-        grad_hidden = torch.empty_like(hidden)
-        grad_hidden[:, :rank] = (grad_gate @ b_gate).mul_(gate.scaling)
-        grad_hidden[:, rank:] = (grad_up @ b_up).mul_(up.scaling)
-        grad_b_gate = (grad_gate.t() @ hidden[:, :rank]).mul_(gate.scaling)
-        grad_b_up = (grad_up.t() @ hidden[:, rank:]).mul_(up.scaling)
-        grad_a = grad_hidden.t() @ flat
+        (grad_a_down,) = _unscaled((down,), grad_hidden_down.t() @ act, (a_down,))
+        grad_hidden = _joined([grad_gate @ b_gate.to(dtype), grad_up @ b_up.to(dtype)], 1)
+        grad_b_gate = grad_gate.t() @ hidden[:, :rank]
+        grad_b_up = grad_up.t() @ hidden[:, rank:]
+        grad_a_gate, grad_a_up = _unscaled((gate, up), grad_hidden.t() @ flat, (a_gate, a_up))
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = (grad_gate @ gate.weight(dtype)).addmm_(grad_up, up.weight(dtype))
-            grad_x = grad_x.addmm_(grad_hidden, torch.cat([a_gate, a_up])).view(ctx.shape).to(ctx.dtype)
-        found = (grad_a[:rank], grad_b_gate, grad_a[rank:], grad_b_up, grad_a_down, grad_b_down)
+            grad_x = grad_x.addmm_(grad_hidden, a_in).view(ctx.shape).to(ctx.dtype)
+        found = (grad_a_gate, grad_b_gate, grad_a_up, grad_b_up, grad_a_down, grad_b_down)
         return grad_x, None, *(g.to(half.dtype) for g, half in zip(found, adapters, strict=True))
+
+
+def _scaled(frozen: Sequence[Frozen], downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """s_i A_i one below the other: scaled where they are small, not where a batch has gone through them."""
+    scalings = [layer.scaling for layer in frozen]
+    if len(set(scalings)) == 1:
+        return (_joined(downs, 0) * scalings[0]).to(dtype)
+    return torch.cat([a * scaling for scaling, a in zip(scalings, downs, strict=True)]).to(dtype)
+
+
+def _unscaled(frozen: Sequence[Frozen], grad: Tensor, downs: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of each A, from that of `_scaled`."""
+    scalings = [layer.scaling for layer in frozen]
+    if len(set(scalings)) == 1:
+        grad, scalings = grad * scalings[0], [1.0] * len(scalings)
+    parts = grad.split([a.shape[0] for a in downs])
+    parts = tuple(part if scaling == 1 else part * scaling for part, scaling in zip(parts, scalings, strict=True))
+    return [part.to(a.dtype) for part, a in zip(parts, downs, strict=True)]
+
+
+def _joined(tensors: Sequence[Tensor], dim: int) -> Tensor:
+    return torch.cat(tuple(tensors), dim) if len(tensors) > 1 else tensors[0]
