@@ -190,7 +190,7 @@ def _write_base(path: Path, size: Size, device: str) -> None:
     from tokenizers import Tokenizer, models  # type: ignore[import-untyped]  # noqa: PLC0415
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM  # noqa: PLC0415
 
-    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3} | {f"w{i}": i for i in range(4, size.vocab)}
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 3} | {f"w{i}": i for i in range(4, min(size.vocab, 512))}
     config = Qwen2Config(
         hidden_size=size.hidden,
         intermediate_size=size.intermediate,
