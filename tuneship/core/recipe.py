@@ -107,7 +107,6 @@ class Train(Section):
         "method": ("full",),
         "backend": ("unsloth",),
         "strategy": ("ddp", "fsdp2"),
-        "packing": (True,),
     }
 
     method: Literal["qlora", "lora", "full"] = "qlora"
@@ -137,7 +136,10 @@ class Train(Section):
     """What LoRA layers compute with: PEFT's own code, or functions with fewer passes over memory."""
     compile: bool = False
     """`torch.compile` of each decoder layer; takes a while at the start."""
-    packing: bool = False
+    packing: bool | Literal["bfd", "wrapped"] = False
+    """Several rows in one of data.max_length, whole and unseen by each other (true: bfd). Batches then count those."""
+    liger: Literal["auto"] | bool = "auto"
+    """Liger's kernels beside PEFT's code, on a GPU; auto: where they are installed."""
     strategy: Literal["single", "ddp", "fsdp2"] = "single"
     seed: int = 0
     save_steps: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
@@ -160,6 +162,27 @@ class Train(Section):
                 f"micro_batch = {self.micro_batch} does not divide effective_batch = {self.effective_batch}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _rows_stay_whole(self) -> Train:
+        if self.packing == "wrapped":
+            raise ValueError("packing = 'wrapped' cuts rows and lets them see each other: packing = 'bfd' does neither")
+        if self.packs and self.group_by_length:
+            raise ValueError("group_by_length = true has nothing to group where packing fills all rows")
+        return self
+
+    @model_validator(mode="after")
+    def _unsloth_does_it(self) -> Train:
+        beyond = {"packing": self.packs, "eval_steps": self.eval_steps, "report_to": self.report_to}
+        named = [key for key, value in beyond.items() if value]
+        if self.backend == "unsloth" and named:
+            raise ValueError(f"backend = 'unsloth' does not go with {named[0]}")
+        return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed."""
+        return self.packing is not False
 
 
 class Merge(Section):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from tuneship.core.errors import TrainError
 from tuneship.core.recipe import Lora, Model, Quantization, Recipe
 
 torch = pytest.importorskip("torch")
 
-from tuneship.train import model as models  # noqa: E402 - needs torch
+from tuneship.train import fit  # noqa: E402 - needs torch
+from tuneship.train import model as models  # noqa: E402
 
 MINIMAL = {"model": {"id": "m"}, "data": {"train": "t"}}
 
@@ -23,6 +25,16 @@ def test_an_attention_that_is_not_there_falls_back(tiny_model, capsys):
     base = models.load_base(tiny_model, Model(id="m", dtype="float32", attention="flash_attention_2"))
     assert base.config._attn_implementation == "sdpa"
     assert "no flash_attention_2 for this model here" in capsys.readouterr().err
+
+
+def test_liger_that_is_wanted_and_not_there_is_said(tiny_model, monkeypatch):
+    monkeypatch.setattr(fit, "is_liger_kernel_available", lambda: False)
+    base = models.load_base(tiny_model, Model(id="m", dtype="float32"))
+    before = base.model.norm.forward.__func__
+    with pytest.raises(TrainError, match="Liger is not installed"):
+        fit.install_liger(base, True)
+    fit.install_liger(base, "auto")
+    assert base.model.norm.forward.__func__ is before
 
 
 def test_patterns_and_dora_reach_peft(tiny_model):

@@ -42,7 +42,7 @@ def arguments(recipe: Recipe, plan: Plan, attempt: Path) -> SFTConfig:
         fp16=on_gpu and dtype == torch.float16,
         use_cpu=not on_gpu,
         seed=train.seed,
-        packing=False,
+        padding_free=train.packs,
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
         logging_steps=1,

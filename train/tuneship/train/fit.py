@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 import torch
 from transformers import PrinterCallback
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 
 from tuneship.core.errors import Checkpointed, TrainError
 from tuneship.core.recipe import Recipe
-from tuneship.train import checkpoints, fused, metrics
+from tuneship.train import checkpoints, fused, metrics, packing
 from tuneship.train.arguments import arguments
 from tuneship.train.callbacks import Keep, Record
 from tuneship.train.checkpoints import Checkpoint, Identity
@@ -97,19 +99,35 @@ def build(
         at_most,
         model=model,
         args=arguments(recipe, plan, attempt),
-        train_dataset=datasets.Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
+        train_dataset=datasets.Dataset.from_list([packing.example(row) for row in rows]),
         processing_class=tokenizer,
         peft_config=lora_config(recipe.lora, model),
     )
     trainer.remove_callback(PrinterCallback)  # our own says it
     trainer.add_callback(KeepLayers(model, plan.kept_layers))
-    if train.kernels == "fused":
+    if plan.device == "cuda":
+        install_liger(trainer.model, train.liger)
+    if train.kernels == "fused":  # over Liger's MLP; its norms and rotations stay
         fused.install(trainer.model)
     if train.compile:
         trainer.add_callback(CompileLayers(trainer.model))
     if trainer.args.fp16:
         widen(trainer.model)
     return trainer
+
+
+def install_liger(model: Any, wanted: Literal["auto"] | bool) -> None:
+    """Liger's norms, rotations and activations; the loss stays TRL's, which builds no logits either.
+
+    Raises:
+        TrainError: wanted, and not installed.
+
+    """
+    there = is_liger_kernel_available()
+    if wanted is True and not there:
+        raise TrainError("train.liger = true, but Liger is not installed", hint="pip install liger-kernel")
+    if wanted and there:
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
 
 
 def widen(model: Any) -> None:

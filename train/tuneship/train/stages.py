@@ -26,6 +26,7 @@ from tuneship.train import (
     fetch,
     fit,
     model,
+    packing,
     parity,
     prepare,
     probe,
@@ -55,7 +56,8 @@ def train(job: Job) -> Path:
     rows, heldout = prepare.read_rows(recipe, prepared.template)
     few = int(job.inputs.get("smoke", 0))
     rows = smoke.subset(rows, few)
-    todo = prepare.plan(recipe, prepared.source, rows)
+    learnt = rows._replace(rows=packing.pack(rows.rows, recipe.data.max_length)) if recipe.train.packs else rows
+    todo = prepare.plan(recipe, prepared.source, learnt)
     began = time.perf_counter()
     if recipe.train.backend == "unsloth":
         trained, todo = _learn_elsewhere(prepared, rows, recipe, todo, job.attempt, resume)
@@ -66,7 +68,7 @@ def train(job: Job) -> Path:
         _say_what_comes(todo)
         began = time.perf_counter()
         watched = parity.choose_rows(heldout.rows) if heldout else ()
-        trained = fit.fit(base, prepared.tokenizer, rows.rows, recipe, todo, job.attempt, identity, resume, watched)
+        trained = fit.fit(base, prepared.tokenizer, learnt.rows, recipe, todo, job.attempt, identity, resume, watched)
     train_s = time.perf_counter() - began
     if few:
         smoke.require_fall(job.attempt)

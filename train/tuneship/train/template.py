@@ -30,6 +30,8 @@ class Encoded(NamedTuple):
     labels: list[int]
     messages: Sequence[Message] = ()
     """What was rendered, where it is known."""
+    lengths: Sequence[int] = ()
+    """Of the rows that were packed into this one; empty: it is one row."""
 
     @property
     def loss_tokens(self) -> int:
