@@ -146,7 +146,7 @@ def _measure(base: Any, tokenizer: Any, shape: Any, point: Point, meter: Meter) 
     )
     estimated = line.peak_bytes(setting)
     probed_s = time.perf_counter() - began
-    arithmetic = memory.estimate(recipe, shape, setting, point.length, fused=point.kernels == "fused")
+    arithmetic = memory.estimate(recipe, shape, setting, point.length)
 
     def run() -> Any:
         return probe.measure(base, tokenizer, recipe, setting, point.length)

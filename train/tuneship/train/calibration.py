@@ -95,7 +95,7 @@ def _place(recipe: Recipe, shape: Shape, longest: int) -> Path:
         "model": recipe.model.model_dump(include={"dtype", "attention"}),
         "quantization": recipe.quantization.model_dump(),
         "lora": recipe.lora.model_dump(),
-        "train": [train.method, train.optimizer, train.kernels],
+        "train": [train.method, train.optimizer, train.kernels, train.liger, train.compile],
     }
     folder = cache_dir() / "probes"
     folder.mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from tuneship.core.recipe import Recipe
+from tuneship.core.recipe import Recipe, Train
 from tuneship.core.shape import Shape
 
 LOSS_TOKENS, _LOSS_VOCAB = 4096, 32768
@@ -49,25 +49,23 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-def estimate(
-    recipe: Recipe, shape: Shape, setting: Setting, longest: int, *, fused: bool = False, even: bool = False
-) -> Memory:
+def estimate(recipe: Recipe, shape: Shape, setting: Setting, longest: int, *, even: bool = False) -> Memory:
     """Peak memory of a step over `setting.micro_batch` rows of `longest` tokens, 16-bit values, on a GPU.
 
     `even`: all rows are as long as the longest, so there is no padding and no mask.
     """
-    tokens = setting.micro_batch * longest
+    train, tokens = recipe.train, setting.micro_batch * longest
     padded = setting.micro_batch > 1 and not even
-    layer = 2 * _values_per_token(shape, fused=fused, padded=padded)
+    layer = 2 * _values_kept(shape, train, padded=padded)
     inputs = 2 * shape.hidden
     # The embedding's output, the last norm's copies and output; with padding, a mask that all layers share.
     around = 2 * 5 * shape.hidden + (3 * longest if padded else 0)
     again = shape.layers - setting.kept_layers
     kept = setting.kept_layers * layer + again * inputs + around
-    backward = (layer if again else 0) + 2 * _values_alive(shape, fused=fused)
+    backward = (layer if again else 0) + 2 * _values_alive(shape, train)
     loss = 8 * shape.hidden * tokens + 2 * min(tokens, LOSS_TOKENS) * min(_LOSS_VOCAB, shape.vocab)
     return Memory(
-        weights=_weights(recipe, shape, fused=fused),
+        weights=_weights(recipe, shape),
         adapter=int(_adapter_bytes(recipe) * shape.lora_parameters(recipe.lora.rank)),
         activations=int(kept * tokens),
         working=int(max(backward * tokens, loss)),
@@ -75,14 +73,15 @@ def estimate(
     )
 
 
-def _weights(recipe: Recipe, shape: Shape, *, fused: bool) -> int:
+def _weights(recipe: Recipe, shape: Shape) -> int:
     embeddings = 2 * shape.embedding_parameters
     if recipe.quantization.method == "none":
         return 2 * shape.linear_parameters + embeddings
     # Half a byte a weight, a scale for 64 of them: a byte where scales are packed too, else four.
     scale = 1 / 64 if recipe.quantization.double else 4 / 64
     dense = 2 * 2 * shape.hidden * shape.intermediate
-    return math.ceil(shape.linear_parameters * (0.5 + scale + (4 / 64 if fused else 0))) + embeddings + dense
+    unpacked = 4 / 64 if recipe.train.kernels == "fused" else 0
+    return math.ceil(shape.linear_parameters * (0.5 + scale + unpacked)) + embeddings + dense
 
 
 def _adapter_bytes(recipe: Recipe) -> float:
@@ -92,17 +91,20 @@ def _adapter_bytes(recipe: Recipe) -> float:
     return 2 * value + moments
 
 
-def _values_per_token(shape: Shape, *, fused: bool, padded: bool) -> float:
+def _values_kept(shape: Shape, train: Train, *, padded: bool) -> float:
     """What one layer keeps of one token, in values of two bytes."""
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     # Query, the attention's output, key and value; a padding mask needs key and value of every head.
     attention = 2 * query + 2 * (query if padded else key)
-    # The norms' inputs, in fp32 where nothing is fused, and their outputs.
-    if fused:
-        return attention + 6 * shape.hidden + 2 * shape.intermediate
-    return attention + 6 * shape.hidden + 4 * shape.intermediate
+    # Of the norms the inputs, in float32 without Liger, and the outputs. Of the MLP gate, up, their product, and
+    # without Liger the activation; fused functions compute the product again.
+    norms = 6 if train.liger is False else 4
+    wide = 2 if train.kernels == "fused" else 4 if train.liger is False else 3
+    return attention + norms * shape.hidden + wide * shape.intermediate
 
 
-def _values_alive(shape: Shape, *, fused: bool) -> float:
+def _values_alive(shape: Shape, train: Train) -> float:
     """What is alive of one token beside it while a layer is walked back, in values of two bytes."""
-    return 4 * shape.hidden + (1.0 if fused else 0.7) * shape.intermediate
+    if train.kernels == "fused":
+        return 2.0 * shape.hidden
+    return (4 if train.liger is False else 1) * shape.hidden + 0.7 * shape.intermediate
