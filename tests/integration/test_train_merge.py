@@ -206,6 +206,20 @@ def test_a_changed_adapter_is_refused_by_name(merged, project, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+def test_full_training_makes_a_checkpoint_that_needs_no_merging(project):
+    keys = ("--train.method", "full", "--quantization.method", "none", "--train.learning_rate", "1e-3")
+    done = tuneship("up", "tiny.toml", *keys, "--run", "runs/full", "--until", "merge", cwd=project)
+    assert done.returncode == 0, done.stderr
+    (path,) = (project / "runs" / "full" / "artifacts").iterdir()
+    assert done.stdout.split() == [str(path)]
+    artifact = open_artifact(path, kind="merged")
+    assert artifact.manifest.lora is None
+    assert Parity.model_validate_json((path / "evidence" / "parity-1.json").read_text()).passed
+    (row, *_) = read_reference(path / "evidence")
+    assert row.merged == pytest.approx(row.trained, abs=1e-4), "float32 is written as it is"
+    assert sum(row.trained) > sum(row.base)
+
+
 def start_training(project: Path, run: str) -> subprocess.Popen[str]:
     args = command("train", "tiny.toml", "--train.steps", "100000", "--run", run)
     return subprocess.Popen(args, cwd=project, stderr=subprocess.PIPE, text=True)

@@ -29,8 +29,8 @@ def _lines(run: RunDir, target: Target, adapter: Artifact) -> list[tuple[str, st
     data = manifest.data
     assert data is not None, "an adapter that this run trained"
     trained = f"{data.rows:,} rows, {data.loss_tokens:,} tokens with loss, on {manifest.base.id}"
-    lines = [("trained", trained), ("adapter", _short(adapter.path))]
-    if target.adapters is None:
+    lines = [("trained", trained), (manifest.kind, _short(adapter.path))]
+    if target.adapters is None and manifest.kind == "adapter":
         lines.append(("merged", _short(target.model)))
     if run.endpoint.exists():
         url = read_endpoint(run.endpoint).url

@@ -59,7 +59,7 @@ class Pipeline:
         return model_source.resolve(model.id, model.revision)
 
     def train(self, source: ModelSource, base: Base) -> Artifact:
-        """The adapter."""
+        """The adapter, or the checkpoint of full training."""
         data = self.recipe.data
         identity = input_id(
             "train",
@@ -78,10 +78,12 @@ class Pipeline:
         inputs = {"resume": "yes"} if self.resume else {}
         inputs |= {"smoke": str(self.smoke)} if self.smoke else {}
         path = self._step("train", identity, "tuneship.train", inputs)
-        return artifacts.open_artifact(path, kind="adapter")
+        return artifacts.open_artifact(path, kind="merged" if self.recipe.train.method == "full" else "adapter")
 
     def merge(self, base: Base, adapter: Artifact) -> Artifact:
-        """The merged checkpoint, whose parity passed (or was forced)."""
+        """The merged checkpoint, whose parity passed (or was forced); full training made one already."""
+        if adapter.manifest.kind == "merged":
+            return adapter
         identity = input_id(
             "merge",
             _VERSION["merge"],

@@ -104,7 +104,6 @@ class Train(Section):
     """The optimisation."""
 
     not_yet: ClassVar = {
-        "method": ("full",),
         "backend": ("unsloth",),
         "strategy": ("ddp", "fsdp2"),
     }
@@ -132,8 +131,9 @@ class Train(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
     group_by_length: bool = False
     checkpointing: Literal["auto"] | bool = "auto"
-    kernels: Literal["peft", "fused"] = "peft"
-    """What LoRA layers compute with: PEFT's own code, or functions with fewer passes over memory."""
+    kernels: Literal["auto", "peft", "fused"] = "auto"
+    """What LoRA layers compute with: PEFT's own code, or functions with fewer passes over memory; auto: those on a GPU.
+    DoRA, dropout and whatever else is not plain LoRA is PEFT's in any case."""
     compile: bool = False
     """`torch.compile` of each decoder layer; takes a while at the start."""
     packing: bool | Literal["bfd", "wrapped"] = False
@@ -367,6 +367,23 @@ class Recipe(Section):
                 f"train.method = {self.train.method!r} needs quantization.method = {wanted[0]!r}, "
                 f"not {self.quantization.method!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _full_training_makes_a_checkpoint(self) -> Recipe:
+        if self.train.method != "full":
+            return self
+        beyond = {
+            "serve.mode": self.serve.mode == "adapters",
+            "merge.quantize": self.merge.quantize != "none",
+            "train.kernels": self.train.kernels == "fused",
+            "train.backend": self.train.backend != "trl",
+        }
+        named = [key for key, given in beyond.items() if given]
+        if named:
+            section, _, key = named[0].partition(".")
+            value = getattr(getattr(self, section), key)
+            raise ValueError(f"{named[0]} = {value!r} does not go with train.method = 'full', which makes no adapter")
         return self
 
     @model_validator(mode="after")

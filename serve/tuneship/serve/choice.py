@@ -108,6 +108,8 @@ def _not_as_adapter(recipe: Recipe) -> list[str]:
     lora, found = recipe.lora, []
     if lora.largest_rank > recipe.serve.max_rank:
         found.append(f"lora.rank = {lora.largest_rank} is over serve.max_rank = {recipe.serve.max_rank}")
+    if recipe.train.method == "full":
+        return ["full training makes a checkpoint, not an adapter"]
     if lora.dora:
         found.append("SGLang has no DoRA")
     modules = PROJECTIONS if isinstance(lora.target_modules, str) else lora.target_modules

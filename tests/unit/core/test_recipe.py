@@ -19,10 +19,8 @@ NOT_YET: dict[str, Any] = {
     "data.format": ["sharegpt", "alpaca", "text"],
     "data.columns": [{"prompt": "instruction"}],
     "data.template": ["{{ messages }}"],
-    "train.method": ["full"],
     "train.backend": ["unsloth"],
     "train.strategy": ["ddp", "fsdp2"],
-    "train.packing": [True],
 }
 
 

@@ -40,7 +40,7 @@ def rows(lengths: Sequence[int] = LENGTHS) -> list[Encoded]:
 def recipe(model: Path, **train: Any) -> Recipe:
     """Plain LoRA, as float32 as the model."""
     train = {"method": "lora", "effective_batch": 4, "steps": 8, "learning_rate": 5e-3, "optimizer": "adamw"} | train
-    method = "none" if train["method"] == "lora" else "nf4"
+    method = "nf4" if train["method"] == "qlora" else "none"
     sections = {
         "model": {"id": str(model), "dtype": "float32"},
         "quantization": {"method": method},

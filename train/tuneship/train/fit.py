@@ -43,7 +43,9 @@ def fit(
     resume: Checkpoint | None = None,
     heldout: Sequence[Encoded] = (),
 ) -> Any:
-    """Train LoRA adapters on `model` and return the PEFT model; a line per step goes to `attempt/metrics.jsonl`.
+    """Train LoRA adapters on `model`, or all of it, and return the PEFT model, or the model itself.
+
+    A line per step goes to `attempt/metrics.jsonl`.
 
     Args:
         model: the base.
@@ -101,13 +103,14 @@ def build(
         args=arguments(recipe, plan, attempt),
         train_dataset=datasets.Dataset.from_list([packing.example(row) for row in rows]),
         processing_class=tokenizer,
-        peft_config=lora_config(recipe.lora, model),
+        peft_config=None if train.method == "full" else lora_config(recipe.lora, model),
     )
     trainer.remove_callback(PrinterCallback)  # our own says it
     trainer.add_callback(KeepLayers(model, plan.kept_layers))
     if plan.device == "cuda":
         install_liger(trainer.model, train.liger)
-    if train.kernels == "fused":  # over Liger's MLP; its norms and rotations stay
+    if train.kernels == "fused" or (train.kernels == "auto" and plan.device == "cuda"):
+        # Over Liger's MLP; its norms and rotations stay.
         fused.install(trainer.model)
     if train.compile:
         trainer.add_callback(CompileLayers(trainer.model))

@@ -57,8 +57,13 @@ def write_merged(trained: Trained, onto: Onto, tokenizer: Any, ends: tuple[int, 
         packing = Packing(names.packed, trained.kind, trained.dtype, trained.double)
         _require(packing.keys, base)
     merge_apply.apply(plan, base, adapter, out, dtype, device(), packing)
-    _write_settings(trained.base, model, dtype, out, tied=names.tied and not plan.untied)
-    _generation_config(trained.base, tokenizer, ends).save_pretrained(out)
+    write_settings(trained.base, model, tokenizer, ends, out, tied=names.tied and not plan.untied)
+
+
+def write_settings(base: Path, model: Model, tokenizer: Any, ends: tuple[int, ...], out: Path, *, tied: bool) -> None:
+    """All of a checkpoint but its weights, in `out`."""
+    _write_config(base, model, pick_dtype(model.dtype), out, tied=tied)
+    _generation_config(base, tokenizer, ends).save_pretrained(out)
     tokenizer.save_pretrained(out)
 
 
@@ -100,7 +105,7 @@ def _require(keys: frozenset[str], base: Tensors) -> None:
         )
 
 
-def _write_settings(base: Path, model: Model, dtype: torch.dtype, out: Path, *, tied: bool) -> None:
+def _write_config(base: Path, model: Model, dtype: torch.dtype, out: Path, *, tied: bool) -> None:
     config = AutoConfig.from_pretrained(base, trust_remote_code=model.trust_remote_code)
     config.dtype = dtype
     config.use_cache = True

@@ -79,6 +79,17 @@ def measure_reference(model: PeftModel, rows: Sequence[Encoded], pad_id: int, dt
 
 
 @torch.inference_mode()
+def token_log_p(model: Any, rows: Sequence[Encoded], pad_id: int) -> list[list[float]]:
+    """Per row, log p of every token; the model is left in eval mode."""
+    model.eval()
+    found: dict[int, list[float]] = {}
+    for indices, batch in _batches(rows, pad_id, model):
+        log_p = _token_log_p(_log_softmax(model, batch), batch["input_ids"])
+        found |= {index: log_p[at, : len(rows[index].input_ids)].tolist() for at, index in enumerate(indices)}
+    return [found[index] for index in range(len(rows))]
+
+
+@torch.inference_mode()
 def nll(model: Any, rows: Sequence[Encoded], pad_id: int) -> float:
     """Mean over all tokens of `rows` that carry loss, in nats; the model is left in eval mode."""
     model.eval()

@@ -60,7 +60,8 @@ def refine(base: Any, tokenizer: Any, recipe: Recipe, planned: Plan) -> Plan:
         PlanError: nothing fits that the recipe allows.
 
     """
-    if not torch.cuda.is_available() or recipe.train.micro_batch != "auto" or planned.step_s:
+    fixed = recipe.train.micro_batch != "auto" or recipe.train.method == "full"  # whose base would learn from the probe
+    if not torch.cuda.is_available() or fixed or planned.step_s:
         return planned
     shape, longest = Shape.of(base.config.to_dict()), planned.longest_row
     say(f"measuring a few steps of rows of {longest} tokens")

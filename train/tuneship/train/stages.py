@@ -25,6 +25,7 @@ from tuneship.train import (
     export,
     fetch,
     fit,
+    full,
     model,
     packing,
     parity,
@@ -46,7 +47,7 @@ def fetch_base(job: Job) -> Path:
 
 
 def train(job: Job) -> Path:
-    """Data and base -> an adapter artifact with its reference log-probabilities."""
+    """Data and base -> an adapter artifact, or a checkpoint, with its reference log-probabilities."""
     recipe = job.recipe
     _seed(recipe.train.seed)
     tracking.require(recipe.train.report_to)
@@ -58,33 +59,46 @@ def train(job: Job) -> Path:
     rows = smoke.subset(rows, few)
     learnt = rows._replace(rows=packing.pack(rows.rows, recipe.data.max_length)) if recipe.train.packs else rows
     todo = prepare.plan(recipe, prepared.source, learnt)
+    chosen = parity.choose_rows(heldout.rows) if heldout else []
+    whole, before = recipe.train.method == "full", None
     began = time.perf_counter()
     if recipe.train.backend == "unsloth":
         trained, todo = _learn_elsewhere(prepared, rows, recipe, todo, job.attempt, resume)
     else:
-        base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
-        _say_what_cannot_be_served(model.lora_config(recipe.lora, base))
+        base = _load(prepared, recipe)
+        before = full.Before(base, chosen, prepared.pad_id) if whole else None
         todo = probe.refine(base, prepared.tokenizer, recipe, todo)
         _say_what_comes(todo)
         began = time.perf_counter()
-        watched = parity.choose_rows(heldout.rows) if heldout else ()
-        trained = fit.fit(base, prepared.tokenizer, learnt.rows, recipe, todo, job.attempt, identity, resume, watched)
-    train_s = time.perf_counter() - began
+        trained = fit.fit(base, prepared.tokenizer, learnt.rows, recipe, todo, job.attempt, identity, resume, chosen)
+    train_s = round(time.perf_counter() - began, 2)
     if few:
         smoke.require_fall(job.attempt)
     with artifacts.draft(job.run.artifacts) as work:
-        config = export.save_adapter(trained, work)
-        prepared.tokenizer.save_pretrained(work)
-        if heldout:
-            chosen = parity.choose_rows(heldout.rows)
-            reference = parity.measure_reference(
-                trained, chosen, prepared.pad_id, str(trained.dtype).removeprefix("torch.")
-            )
-            write_reference(work / artifacts.EVIDENCE, reference)
-        manifest = _manifest(job, recipe, prepared, rows, trained, config, train_s)
+        if before:
+            reference = before.reference(trained)
+            measured = full.write(trained, prepared, recipe, reference, work, force=job.force)
+            dtype = str(model.pick_dtype(recipe.model.dtype)).removeprefix("torch.")
+            manifest = _manifest(job, recipe, prepared, rows, dtype, None, measured | {"train_s": train_s})
+        else:
+            config = export.save_adapter(trained, work)
+            prepared.tokenizer.save_pretrained(work)
+            dtype = str(trained.dtype).removeprefix("torch.")
+            if chosen:
+                reference = parity.measure_reference(trained, chosen, prepared.pad_id, dtype)
+                write_reference(work / artifacts.EVIDENCE, reference)
+            manifest = _manifest(job, recipe, prepared, rows, dtype, config, {"train_s": train_s})
         sealed = artifacts.seal(work, manifest)
     checkpoints.remove_all(job.attempt.parent)
     return sealed.path
+
+
+def _load(prepared: Prepared, recipe: Recipe) -> Any:
+    if recipe.train.method == "full":
+        return full.load_base(prepared.source.path, recipe)
+    base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
+    _say_what_cannot_be_served(model.lora_config(recipe.lora, base))
+    return base
 
 
 def _learn_elsewhere(
@@ -146,12 +160,19 @@ def _seed(seed: int) -> None:
 
 
 def _manifest(
-    job: Job, recipe: Recipe, prepared: Prepared, rows: Dataset, trained: Any, config: dict[str, Any], train_s: float
+    job: Job,
+    recipe: Recipe,
+    prepared: Prepared,
+    rows: Dataset,
+    dtype: str,
+    config: dict[str, Any] | None,
+    metrics: dict[str, float],
 ) -> Manifest:
+    """Of an adapter with these settings, or of a checkpoint without any."""
     quantization = recipe.quantization
     quantized = artifacts.quantized_base(prepared.source.path)
     return Manifest(
-        kind="adapter",
+        kind="adapter" if config else "merged",
         name=recipe.name,
         input_id=job.input_id,
         parents=(quantized.content_id,) if quantized else (),
@@ -159,7 +180,7 @@ def _manifest(
         quantization=artifacts.QuantizationRecord(
             method=quantization.method,
             double=quantization.double,
-            compute_dtype=str(trained.dtype).removeprefix("torch."),
+            compute_dtype=dtype,
         ),
         lora=artifacts.LoraRecord(
             rank=config["r"],
@@ -167,7 +188,9 @@ def _manifest(
             scaling=servable.scaling(config),
             rslora=config["use_rslora"],
             target_modules=tuple(sorted(config["target_modules"])),
-        ),
+        )
+        if config
+        else None,
         template=artifacts.TemplateRecord(text=prepared.template.text, sha256=prepared.template.sha256, source="model"),
         end_token_ids=prepared.end_ids,
         tokenizer_sha256=checkpoint.tokenizer_sha256(prepared.source.path),
@@ -182,5 +205,5 @@ def _manifest(
         seeds={"train": recipe.train.seed},
         versions=hardware.versions(),
         hardware=hardware.detect().as_record(),
-        metrics={"train_s": round(train_s, 2)},
+        metrics={key: round(value, 6) for key, value in metrics.items()},
     )
