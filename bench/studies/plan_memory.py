@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import pynvml
 
+from tuneship.core.hardware import visible_gpus
+
 GIB = 2**30
 LIMIT_S = 100
 
@@ -198,7 +200,7 @@ class Meter:
             pynvml.nvmlInit()
         except pynvml.NVMLError:
             return
-        self._handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        self._handle = visible_gpus()[0]
         self._before = int(pynvml.nvmlDeviceGetMemoryInfo(self._handle).used)
         threading.Thread(target=self._watch, daemon=True).start()
 

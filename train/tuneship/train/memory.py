@@ -62,7 +62,7 @@ def estimate(recipe: Recipe, shape: Shape, setting: Setting, longest: int, *, ev
     around = 2 * 5 * shape.hidden + (3 * longest if padded else 0)
     again = shape.layers - setting.kept_layers
     kept = setting.kept_layers * layer + again * inputs + around
-    backward = (layer if again else 0) + 2 * _values_alive(shape, recipe)
+    backward = (layer if again else 0) + 2 * _values_alive(shape, recipe, padded=padded)
     loss = 8 * shape.hidden * tokens + 2 * min(tokens, LOSS_TOKENS) * min(_LOSS_VOCAB, shape.vocab)
     full = recipe.train.method == "full"
     learning = _parameters(shape) if full else shape.lora_parameters(recipe.lora.rank)
@@ -112,11 +112,12 @@ def _values_kept(shape: Shape, recipe: Recipe, *, padded: bool) -> float:
     return attention + norms * shape.hidden + wide * shape.intermediate
 
 
-def _values_alive(shape: Shape, recipe: Recipe) -> float:
+def _values_alive(shape: Shape, recipe: Recipe, *, padded: bool) -> float:
     """What is alive of one token beside it while a layer is walked back, in values of two bytes."""
+    heads = 4 * shape.heads * shape.head_dim if padded else 0
     if _is_fused(recipe):
-        return 2.0 * shape.hidden
-    return (4 if recipe.train.liger is False else 1) * shape.hidden + 0.7 * shape.intermediate
+        return heads + 2.0 * shape.hidden
+    return heads + (4 if recipe.train.liger is False else 1) * shape.hidden + 0.7 * shape.intermediate
 
 
 def _is_fused(recipe: Recipe) -> bool:

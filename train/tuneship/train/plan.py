@@ -105,6 +105,9 @@ def make(
         PlanError: nothing fits that the recipe allows; the hint names the largest setting that would.
 
     """
+    if not hardware.gpus:  # kernels are a GPU's
+        own = recipe.train.model_copy(update={"kernels": "peft", "liger": False})
+        recipe = recipe.model_copy(update={"train": own})
     work = _Work(recipe, shape, longest, measured, budget_bytes(hardware, calibrated=measured is not None))
     found = min(work.fitting(), key=work.step_s, default=None)
     if found is None:
