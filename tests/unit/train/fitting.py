@@ -50,11 +50,11 @@ def recipe(model: Path, **train: Any) -> Recipe:
     return Recipe.model_validate(sections | {"train": train})
 
 
-def plan(given: Recipe, micro_batch: int, count: int = len(LENGTHS)) -> Plan:
-    """On the CPU, nothing computed again."""
+def plan(given: Recipe, micro_batch: int, count: int = len(LENGTHS), device: str = "cpu") -> Plan:
+    """Nothing is computed again."""
     accumulation = given.train.effective_batch // micro_batch
     return Plan(
-        device="cpu", micro_batch=micro_batch, accumulation=accumulation, kept_layers=2, layers=2, rows=count,
+        device=device, micro_batch=micro_batch, accumulation=accumulation, kept_layers=2, layers=2, rows=count,
         steps=given.train.steps, tokens_per_epoch=sum(LENGTHS), longest_row=max(LENGTHS), memory=Memory(0, 0, 0, 0, 0),
         estimated_bytes=0, budget_bytes=0, step_s=0,
     )  # fmt: skip
