@@ -22,6 +22,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -61,6 +62,8 @@ VARIANTS: dict[str, tuple[str, ...] | None] = {
 }
 """Arguments of `tuneship serve`; None serves no adapters."""
 START_S, STAGGER_S = 420, 5
+_ONE_CLIENT = 64
+"""Streams that one process reads without being late."""
 _numbers = itertools.count()
 
 
@@ -100,6 +103,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=4, help="processes of the load generator")
     parser.add_argument("--serve-args", default="", help="more arguments of every `tuneship serve`")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a limit of time"))  # and the servers with it
     options = Options(asked.shape, asked.loads, asked.blocks, tuple(asked.streams), asked.open_rate, asked.clients)
     result = _about()
     with contextlib.ExitStack() as stack:
@@ -289,6 +293,7 @@ def _door(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:
             later.append((b1[1] + b2[1] - a1[1] - a2[1]) / 2)
             tokens += [a1[0], a2[0]]
             ttft += [a1[1], a2[1]]
+            _say("door", streams, f"{len(slower)} of {options.blocks}", round(slower[-1], 4), round(later[-1], 2))
         lost, added = sign_flip(slower), sign_flip(later)
         found.append(
             {
@@ -332,7 +337,8 @@ def _requests(level: str, models: Sequence[str], count: int, tokens_in: int, tok
 
 
 def _summary(url: str, asked: Sequence[Request], streams: int, options: Options) -> dict[str, float]:
-    recording = processes.run(url, "", asked, drain_s=120, processes=options.clients, concurrency=streams)
+    clients = options.clients if streams > _ONE_CLIENT else 1  # processes of their own take seconds to start
+    recording = processes.run(url, "", asked, drain_s=120, processes=clients, concurrency=streams)
     result = summarise(
         recording, workload="fixed", model=asked[0].model, arrivals="closed" if streams else "poisson",
         rate=0, concurrency=streams,
