@@ -22,6 +22,8 @@ from tuneship.train.tracking import Meter  # noqa: E402
 STRANGERS = fitting.rows((11, 30, 19, 8))[::-1]
 LEARNS_BY_HEART = {"steps": 24, "learning_rate": 2e-2, "scheduler": "constant", "warmup": 0.0, "eval_steps": 2}
 
+STOPS = LEARNS_BY_HEART | {"patience": 3, "save_steps": 1, "keep_checkpoints": 12}
+
 
 def metrics(attempt: Path) -> list[dict]:
     return [json.loads(line) for line in (attempt / "metrics.jsonl").read_text().splitlines()]
@@ -35,7 +37,7 @@ def nlls(attempt: Path) -> dict[int, float]:
 def stopped(tiny_model, tmp_path_factory):
     """(model, attempt) of a training that patience ended."""
     attempt = tmp_path_factory.mktemp("stopped") / "attempt-1"
-    model = fitting.train(tiny_model, attempt, heldout=STRANGERS, patience=3, save_steps=4, **LEARNS_BY_HEART)
+    model = fitting.train(tiny_model, attempt, heldout=STRANGERS, **STOPS)
     return model, attempt
 
 
@@ -61,15 +63,19 @@ def test_training_ends_when_it_gets_no_better_and_the_best_is_kept(stopped):
     assert parity.nll(model, STRANGERS, 0) == pytest.approx(seen[best], abs=1e-5)
 
 
-def test_a_resumed_training_knows_what_was_best(stopped, tiny_model, tmp_path):
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_a_resumed_training_knows_what_was_best(stopped, tiny_model, tmp_path, before):
+    """Steps before the end: at it, before the last measurement, before the best."""
     _, attempt = stopped
     shutil.copytree(attempt, tmp_path / "attempt-1")
     seen = nlls(attempt)
-    half = checkpoints.newest(tmp_path)
-    keys = LEARNS_BY_HEART | {"patience": 3, "save_steps": 4}
-    model = fitting.train(tiny_model, tmp_path / "attempt-2", resume=half, heldout=STRANGERS, **keys)
-    resumed = nlls(tmp_path / "attempt-2")
-    assert resumed == pytest.approx(seen, abs=1e-4)
+    for later in range(before):
+        shutil.rmtree(tmp_path / "attempt-1" / "checkpoints" / f"checkpoint-{max(seen) - later}")
+    last = checkpoints.newest(tmp_path)
+    assert last.marker.step == max(seen) - before
+    model = fitting.train(tiny_model, tmp_path / "attempt-2", resume=last, heldout=STRANGERS, **STOPS)
+    assert nlls(tmp_path / "attempt-2") == pytest.approx(seen, abs=1e-4)
+    assert [line["step"] for line in metrics(tmp_path / "attempt-2")] == list(range(1, max(seen) + 1))
     assert parity.nll(model, STRANGERS, 0) == pytest.approx(min(seen.values()), abs=1e-4)
 
 
