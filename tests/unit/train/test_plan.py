@@ -171,6 +171,18 @@ def test_hours_are_those_of_the_tokens_that_rows_have():
     assert plan.hours == pytest.approx(100 * 1.0 * (10**6 / 1600) / 1024 / 3600)
 
 
+def test_what_people_read_says_what_was_measured_and_what_was_not():
+    by_arithmetic, measured = plan_on(16).table(), plan_on(16, measured=LINES).table()
+    assert by_arithmetic["step"] == "16 rows x 1 = 16"
+    assert by_arithmetic["memory"].endswith("GiB, by arithmetic")
+    assert by_arithmetic["time"].startswith("not known")
+    assert measured["step"] == "8 rows x 2 = 16"
+    assert measured["computed again"] == "11 of 28 layers (activation checkpointing)"
+    assert measured["memory"] == "14.9 GiB, measured"
+    assert measured["time"] == "0.02 h"
+    assert plan_on(80).table()["computed again"].startswith("none")
+
+
 def test_what_was_not_measured_is_not_known():
     only_again = LINES._replace(kept=())
     assert plan_on(80, measured=only_again).kept_layers == 0

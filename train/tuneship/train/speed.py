@@ -77,7 +77,7 @@ def compare(recipe: Recipe, ways: Sequence[Way], steps: int) -> list[Speed]:
 def variant(recipe: Recipe, way: Way) -> Recipe:
     """`recipe` as `way` trains it; what is learnt stays, how a step is cut does not."""
     if way == "copied-recipe":
-        cut = {"micro_batch": 2, "effective_batch": 16, "checkpointing": True, "kernels": "peft"}
+        cut = {"micro_batch": 2, "effective_batch": 16, "checkpointing": True, "kernels": "peft", "liger": False}
         lora = recipe.lora.model_copy(update={"dropout": 0.05})
         return recipe.model_copy(update={"train": recipe.train.model_copy(update=cut), "lora": lora})
     return recipe
