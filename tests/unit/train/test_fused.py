@@ -96,6 +96,11 @@ def test_lora_that_is_not_plain_keeps_pefts_code(base, config):
     assert fused.install(model) == Installed(0, 0, 0)
 
 
+def test_four_bits_that_compute_in_another_dtype_are_left_to_peft(tiny_model):
+    packed = load_base(tiny_model, Model(id="tiny", dtype="float32"), Quantization(compute_dtype="bfloat16"))
+    assert fused.install(adapted(packed)) == Installed(0, 0, 0)
+
+
 def test_outside_training_and_without_the_adapter_it_is_pefts_code(base):
     plain, ours = adapted(base), adapted(base)
     fused.install(ours)

@@ -76,17 +76,24 @@ def _replace(module: Any, forward: Callable[..., Any]) -> None:
 
 def _is_plain(layer: Any) -> bool:
     """Whether it is a LoRA linear layer that these functions compute as PEFT does."""
-    if not isinstance(layer, LoraLayer) or not isinstance(layer.get_base_layer(), nn.Linear):
+    if not isinstance(layer, LoraLayer) or not _is_read(layer.get_base_layer()) or len(layer.active_adapters) != 1:
         return False
-    (adapter, *others) = layer.active_adapters
+    (adapter,) = layer.active_adapters
     return (
-        not others
-        and adapter in layer.lora_A
+        adapter in layer.lora_A
         and not layer.lora_variant
         and not layer.lora_bias[adapter]
         and not layer.fan_in_fan_out
         and isinstance(layer.lora_dropout[adapter], nn.Identity)
     )
+
+
+def _is_read(base: Any) -> bool:
+    """Whether its weight can be read: torch's own linear layer, or one in 4 bits that computes in its own dtype."""
+    state = getattr(getattr(base, "weight", None), "quant_state", None)
+    if state is None:
+        return type(base) is nn.Linear
+    return getattr(base, "compute_dtype", None) in {None, state.dtype}
 
 
 def _is_swiglu(module: Any) -> bool:
