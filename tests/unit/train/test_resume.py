@@ -183,3 +183,13 @@ def test_adapters_of_a_4_bit_base_go_on_in_their_own_dtype(tiny_model, tmp_path)
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
     fit.widen(model)
     assert {p.dtype for name, p in model.named_parameters() if "lora" in name} == {torch.float32}
+
+
+def test_rows_grouped_by_length_go_on_in_the_middle_of_an_epoch(tiny_model, tmp_path):
+    keys = {"group_by_length": True, "steps": 6, "save_steps": 1, "keep_checkpoints": 6}
+    fitting.train(tiny_model, tmp_path / "attempt-1", **keys)
+    for later in (5, 6):
+        shutil.rmtree(tmp_path / "attempt-1" / "checkpoints" / f"checkpoint-{later}")
+    fitting.train(tiny_model, tmp_path / "attempt-2", resume=checkpoints.newest(tmp_path), **keys)
+    ours, theirs = metrics(tmp_path / "attempt-2"), metrics(tmp_path / "attempt-1")
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], abs=1e-5)
