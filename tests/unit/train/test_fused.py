@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from statistics import median
 
 import pytest
 import torch
@@ -51,6 +52,18 @@ def test_loss_and_every_gradient_are_pefts(base):
     plain, ours = adapted(base), adapted(base)
     assert fused.install(ours) == Installed(mlps=2, groups=2, layers=2)
     assert_same(ours, plain)
+
+
+def test_in_16_bits_its_gradients_are_no_further_from_the_exact_ones_than_pefts(base):
+    exact, plain, ours = adapted(base).bfloat16().float(), adapted(base).bfloat16(), adapted(base).bfloat16()
+    fused.install(ours)
+    expected = loss_and_gradients(exact)[1]
+
+    def errors(model):
+        found = loss_and_gradients(model)[1]
+        return [((found[name].float() - g).norm() / g.norm()).item() for name, g in expected.items()]
+
+    assert median(errors(ours)) <= 1.2 * median(errors(plain)) <= 0.1
 
 
 def test_an_mlp_may_be_left_to_its_own_code(base):
