@@ -26,7 +26,7 @@ class KeepLayers(TrainerCallback):
 
 
 class CompileLayers(TrainerCallback):
-    """`torch.compile` of each layer while it is trained: one graph for all of them, with the batch's length as a symbol.
+    """`torch.compile` of each layer while it is trained: one graph for all, with the length of a batch as a symbol.
 
     The first layer's input has to want a gradient as the others' does, or it is a graph of its own.
     """
