@@ -238,6 +238,16 @@ def wait_for_steps(run: RunDir) -> psutil.Process:
     raise AssertionError("training never began")
 
 
+def test_a_smoke_run_learns_from_a_few_rows_in_a_folder_of_its_own(project):
+    done = tuneship("train", "tiny.toml", "--smoke", 16, cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert "smoke: the loss fell from" in done.stderr
+    (path,) = RunDir(project / "runs" / "tiny-smoke").artifacts.glob("adapter-*")
+    record = open_artifact(path, kind="adapter").manifest.data
+    assert record is not None
+    assert record.rows == 16
+
+
 @pytest.mark.parametrize(("sig", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_signal_while_training_leaves_a_checkpoint_and_nothing_else(project, sig, code):
     run = RunDir(project / "runs" / f"stopped-{sig.name}")
