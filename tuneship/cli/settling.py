@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tuneship.serve.choice import Decision
 
 _SCHEMA = 1
+_BASES = {"none": "16-bit", "dequantized": "dequantized NF4"}
 
 
 def settle(work: Pipeline, source: ModelSource) -> Pipeline:
@@ -57,5 +58,5 @@ def describe(decision: Decision) -> str:
     """What is served, in a few words."""
     if decision.mode == "merged":
         return "merged"
-    packed = decision.plan.quantization
-    return f"as an adapter on the {'16-bit' if packed == 'none' else packed.upper()} base"
+    packed = decision.quantization if decision.quantization == "dequantized" else decision.plan.quantization
+    return f"as an adapter on the {_BASES.get(packed, packed.upper())} base"

@@ -36,7 +36,7 @@ EVIDENCE = "evidence"
 _HASHERS = 4
 """Files that are hashed at a time: one core hashes some 2 GB/s, a disk reads more."""
 
-Kind = Literal["adapter", "merged", "base-nf4"]
+Kind = Literal["adapter", "merged", "base-nf4", "base-dequantized"]
 
 
 class _Record(BaseModel):
@@ -248,12 +248,12 @@ def is_artifact(path: Path) -> bool:
 
 
 def quantized_base(path: Path) -> Manifest | None:
-    """The manifest of the NF4 base at `path`; None for any other folder.
+    """The manifest of the NF4 base at `path`, packed or dequantized; None for any other folder.
 
-    Its `base` is the 16-bit model that it was made of, its `quantization` how.
+    Its `base` is the 16-bit model that it was made of, its `quantization` which values it holds: `kind` says how.
     """
     manifest = read_manifest(path) if is_artifact(path) else None
-    return manifest if manifest and manifest.kind == "base-nf4" else None
+    return manifest if manifest and manifest.kind in {"base-nf4", "base-dequantized"} else None
 
 
 def check_base(artifact: Artifact, weights_sha256: str, base_id: str) -> None:

@@ -204,8 +204,9 @@ class Serve(Section):
     mode: Literal["merged", "adapters", "auto"] = "merged"
     """auto, before training: merged where 16-bit weights and a usable KV cache fit, else adapters on the NF4 base."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    quantization: Literal["none", "nf4", "fp8", "w4a16"] = "none"
-    """Of the served base. nf4: written once, and bit for bit what adapters are trained on; fp8: SGLang's, on a GPU."""
+    quantization: Literal["none", "nf4", "dequantized", "fp8", "w4a16"] = "none"
+    """Of the served base. nf4: written once, and bit for bit what adapters are trained on; dequantized: the values of
+    that in 16 bits, for their memory at their speed; fp8: SGLang's, on a GPU."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 30000
     """0 takes a free one."""
@@ -411,9 +412,19 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _merged_is_served_as_it_was_proven(self) -> Recipe:
-        if self.serve.mode == "merged" and self.serve.quantization == "nf4":
+        if self.serve.mode == "merged" and self.serve.quantization in {"nf4", "dequantized"}:
             raise ValueError(
-                "serve.quantization = 'nf4' needs serve.mode = 'adapters': a merged model is proven in 16 bits"
+                f"serve.quantization = {self.serve.quantization!r} needs serve.mode = 'adapters': a merged model is "
+                "proven in 16 bits, of its own values"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _dequantized_is_what_was_packed(self) -> Recipe:
+        if self.serve.quantization == "dequantized" and self.quantization.method != "nf4":
+            raise ValueError(
+                "serve.quantization = 'dequantized' serves the values of NF4, and quantization.method = "
+                f"{self.quantization.method!r} trains on others"
             )
         return self
 

@@ -12,26 +12,29 @@ serve.context_length where the recipe gives one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from tuneship.core import base_store
-from tuneship.core.errors import PlanError
+from tuneship.core.errors import ArtifactError, PlanError
 from tuneship.core.hardware import Hardware
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Recipe, Serve
 from tuneship.core.servable import PROJECTIONS, unserved_modules
 from tuneship.serve import footprint, plan, quantized
+from tuneship.serve.footprint import Format
 from tuneship.serve.plan import Mode, ServingPlan
 
 USABLE_STREAMS = 8
+_FORMATS: Mapping[str, Format] = {"none": "none", "nf4": "nf4", "dequantized": "none", "fp8": "fp8", "w4a16": "none"}
+"""By what a recipe asks for, how the weights lie in memory."""
 
 
 class Decision(NamedTuple):
     """What a recipe's run will serve, and why."""
 
     mode: Mode
-    quantization: Literal["none", "nf4", "fp8", "w4a16"]
+    quantization: Literal["none", "nf4", "dequantized", "fp8", "w4a16"]
     reason: str
     plan: ServingPlan
 
@@ -49,7 +52,8 @@ def decide(recipe: Recipe, source: ModelSource, machine: Hardware) -> Decision:
     serve = recipe.serve
     if serve.mode != "auto":
         refuse_what_cannot_start(recipe, source, machine)
-        return Decision(serve.mode, serve.quantization, "the recipe says so", _plan(recipe, source, machine, serve))
+        reason = f"the recipe says so{_faster(recipe, source, machine)}"
+        return Decision(serve.mode, serve.quantization, reason, _plan(recipe, source, machine, serve))
     merged_serve = serve.model_copy(update={"mode": "merged"})
     merged = _plan(recipe, source, machine, merged_serve)
     if merged.fits:
@@ -73,6 +77,9 @@ def refuse_what_cannot_start(recipe: Recipe, source: ModelSource, machine: Hardw
         stored = "none"
     elif serve.quantization == "nf4":  # it will be, if it is not yet
         stored = "nf4"
+    elif serve.quantization == "dequantized":
+        quantized.to_find(str(source.path), serve)
+        stored = "none"
     else:
         quantized.with_quantization(str(source.path), serve)
         stored = quantized.weights(source.path).method
@@ -89,7 +96,8 @@ def require(decision: Decision, recipe: Recipe, source: ModelSource, machine: Ha
 def _plan(recipe: Recipe, source: ModelSource, machine: Hardware, serve: Serve) -> ServingPlan:
     """The server of `recipe` with `serve` in the place of its own settings."""
     merged = serve.mode == "merged"
-    facts = footprint.read((base_store.original(source) if merged else source).path)
+    of_16_bits = merged or serve.quantization == "dequantized"
+    facts = footprint.read((base_store.original(source) if of_16_bits else source).path)
     longest = recipe.data.max_length
     stream = min(longest, serve.context_length or facts.context_length or longest)
     return plan.make(
@@ -97,7 +105,7 @@ def _plan(recipe: Recipe, source: ModelSource, machine: Hardware, serve: Serve) 
         serve,
         machine,
         mode="merged" if merged else "adapters",
-        quantization="none" if serve.quantization == "w4a16" else serve.quantization,
+        quantization=_FORMATS[serve.quantization],
         needed_tokens=max(USABLE_STREAMS * stream, serve.context_length),
         double=recipe.quantization.double,
     )
@@ -121,6 +129,23 @@ def _not_on_nf4(recipe: Recipe) -> list[str]:
         return []
     bits = "FP4" if recipe.quantization.method == "fp4" else "16-bit"
     return [f"the adapter is trained on {bits} weights, and on the NF4 base its answers would be others"]
+
+
+def _faster(recipe: Recipe, source: ModelSource, machine: Hardware) -> str:
+    """What to add where NF4 is wanted and there is memory for the same values in 16 bits; measured on GPUs alone."""
+    serve = recipe.serve
+    if serve.quantization != "nf4" or recipe.quantization.method != "nf4" or not machine.gpus:
+        return ""
+    try:
+        dequantized = _plan(recipe, source, machine, serve.model_copy(update={"quantization": "dequantized"}))
+    except ArtifactError:  # of an NF4 base whose original is gone, which serves as it is
+        return ""
+    if not dequantized.fits:
+        return ""
+    return (
+        f"; the same values in 16 bits would fit too, {_gib(dequantized.weights_bytes)} of them, and answer faster: "
+        "--serve.quantization dequantized"
+    )
 
 
 def _neither(
@@ -165,7 +190,7 @@ def _changes(recipe: Recipe, serve: Serve) -> Iterator[tuple[str, Serve]]:
         yield f"--serve.max_rank {rank}", changed(max_rank=rank)
         yield from ((f"--serve.max_loras {n}", changed(max_loras=n)) for n in (serve.max_loras // 2, 1) if n)
         yield f"--serve.max_loras 1 --serve.max_rank {rank}", changed(max_loras=1, max_rank=rank)
-    if serve.quantization == "none" and not _not_as_adapter(recipe) and not _not_on_nf4(recipe):
+    if serve.quantization in {"none", "dequantized"} and not _not_as_adapter(recipe) and not _not_on_nf4(recipe):
         mode = "" if serve.mode == "adapters" else "--serve.mode adapters "
         yield f"{mode}--serve.quantization nf4", changed(mode="adapters", quantization="nf4")
 

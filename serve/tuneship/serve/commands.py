@@ -15,7 +15,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 30000,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
-    quantization: Literal["none", "nf4", "fp8", "w4a16"] = "none",
+    quantization: Literal["none", "nf4", "dequantized", "fp8", "w4a16"] = "none",
     max_loras: int = 8,
     max_rank: int = 64,
     context_length: int = 0,
@@ -33,12 +33,12 @@ def serve(
 ) -> None:
     """Serve a merged checkpoint, or any number of adapters on one base, until Ctrl-C.
 
-    An NF4 base (of `tuneship base build`) is served as such without being asked.
+    A base of `tuneship base build` is served as such without being asked.
 
     Parameters
     ----------
     model
-        A merged artifact's or an NF4 base's directory, or a base: hub id, local path, bundled:smollm2-135m-instruct.
+        A merged artifact's or a built base's directory, or a base: hub id, local path, bundled:smollm2-135m-instruct.
     adapters
         An adapter, or a directory of them, served beside the base, each under its own name.
     name
@@ -50,8 +50,9 @@ def serve(
     dtype
         Of weights and activations; auto is bfloat16 where the hardware has it.
     quantization
-        Of the base. nf4: the 4-bit base that adapters are trained on, written when it is not there yet. fp8: SGLang
-        quantizes while it loads, on a GPU. A W4A16 checkpoint (compressed-tensors) is served as it is.
+        Of the base. nf4: the 4-bit base that adapters are trained on, written when it is not there yet. dequantized:
+        the values of that in 16 bits, for their memory at their speed, written likewise. fp8: SGLang quantizes while
+        it loads, on a GPU. A W4A16 checkpoint (compressed-tensors) is served as it is.
     max_loras
         Adapters in one batch; more than that take turns.
     max_rank

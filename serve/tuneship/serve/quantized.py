@@ -2,21 +2,23 @@
 
     model = with_quantization("org/base", Serve(quantization="nf4"))  # its NF4 base's folder, built if need be
     weights(Path(model))  # QuantizationRecord(method="nf4", double=True, ...)
+    same_bits(adapter, Path(model))  # the adapter was trained on these values
 
 The rule of docs/decisions/0009-an-nf4-base-is-an-artifact.md: an adapter fits every base made of the weights that it
-was trained on, and `remarks` says so when their bits are not those that it was trained on.
+was trained on, and `remarks` says so when their bits are not those that it was trained on. Where NF4's values lie in 16
+bits (0017-nf4-values-in-16-bits.md) they are the bits of an adapter that was trained on NF4.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
 from tuneship.core import artifact, base_store, checkpoint, hardware, model_source
-from tuneship.core.artifact import QuantizationRecord
+from tuneship.core.artifact import Kind, Manifest, QuantizationRecord
 from tuneship.core.base_store import Wanted
 from tuneship.core.cache import cache_dir
 from tuneship.core.errors import PreflightError
@@ -29,39 +31,59 @@ Method = Literal["none", "nf4", "fp8"]
 """What an engine is told: nothing, that the weights are packed, or to quantize while it loads."""
 
 _BITSANDBYTES = "bitsandbytes"
+_HOLDS: Mapping[Kind, str] = {base_store.NF4: "is NF4", base_store.DEQUANTIZED: "holds the values of NF4"}
+_AS: Mapping[Kind, str] = {base_store.NF4: "as NF4", base_store.DEQUANTIZED: "with the values of NF4"}
 # SGLang's argparse takes any unambiguous beginning of an option for it.
 _TENSOR_PARALLEL = ("--tp", "--te")
 
 
 def with_quantization(model: str, serve: Serve, *, double: bool = True) -> str:
-    """The model to serve when `model` is wanted with `serve.quantization`: for nf4 its NF4 base, built if need be.
+    """The model to serve when `model` is wanted with `serve.quantization`: a base of that kind, built if need be.
 
-    `double` is whether an NF4 base's scales shall be quantized too.
+    `double` is whether an NF4 base's scales shall be quantized too, or are in the values of a dequantized one.
 
     Raises:
         ArtifactError: no such model, or it cannot be packed.
-        PreflightError: a merged model, an NF4 base in another quantization, or what SGLang cannot do with one.
+        PreflightError: as `to_find`.
+
+    """
+    wanted = to_find(model, serve, double=double)
+    return str(_find_or_build(model, serve.quantization, wanted)) if wanted else model
+
+
+def to_find(model: str, serve: Serve, *, double: bool = True) -> Wanted | None:
+    """The base that is served in place of `model`; None where that is served itself. Nothing is built.
+
+    Raises:
+        ArtifactError: no such model.
+        PreflightError: a merged model, a base in another quantization, or what SGLang cannot do with one.
 
     """
     path, quantization = Path(model), serve.quantization
-    if artifact.quantized_base(path):
-        if quantization not in {"none", "nf4"}:
-            raise PreflightError(
-                f"{path.name} is NF4 and cannot be served as {quantization}", hint="serve its original"
-            )
-        return model
-    if quantization != "nf4":
-        return model
-    if artifact.is_artifact(path):
+    ours = artifact.quantized_base(path)
+    kind = base_store.KINDS.get(quantization)
+    if ours and quantization != "none" and ours.kind != kind and not _dequantizes(ours, kind):
         raise PreflightError(
-            f"{path.name} was proven in 16 bits, and as NF4 it is another model",
-            hint="serve its base with --quantization nf4 and its adapter with --adapters",
+            f"{path.name} {_HOLDS[ours.kind]} and cannot be served as {quantization}", hint="serve its original"
         )
-    _refuse_for_nf4(serve, hardware.detect())  # before minutes of building
+    if kind is None or (ours and ours.kind == kind):
+        return None
+    if artifact.is_artifact(path) and not ours:
+        raise PreflightError(
+            f"{path.name} was proven in 16 bits, and {_AS[kind]} it is another model",
+            hint=f"serve its base with --quantization {quantization} and its adapter with --adapters",
+        )
+    if kind == base_store.NF4:
+        _refuse_for_nf4(serve, hardware.detect())  # before minutes of building
     source = model_source.resolve(model)
-    if weights(source.path).method == "nf4":
-        return model
-    return str(_find_or_build(Wanted(source, double)))
+    stored = weights(source.path).method
+    if stored == "nf4" and kind == base_store.NF4:
+        return None
+    if stored != "none" and not ours:
+        raise PreflightError(
+            f"the model is quantized already ({stored})", hint="leave --quantization out, or serve its original"
+        )
+    return base_store.want(source, kind, double=double)
 
 
 def public_name(model: str) -> str:
@@ -82,15 +104,28 @@ def weights(path: Path) -> QuantizationRecord:
     )
 
 
+def values(base: Path) -> QuantizationRecord:
+    """On which values the linear layers of the checkpoint at `base` lie, in however many bits."""
+    ours = artifact.quantized_base(base)
+    return ours.quantization if ours else weights(base)
+
+
+def same_bits(adapter: Path, base: Path) -> bool:
+    """Whether it is known that `adapter` was trained on the values that `base` holds."""
+    if not artifact.is_artifact(adapter):
+        return False
+    return _bits(artifact.read_manifest(adapter).quantization) == _bits(values(base))
+
+
 def remarks(adapter: Path, base: Path) -> list[str]:
     """What to say when `adapter` was trained on other bits of the same weights than `base` holds."""
-    if not artifact.is_artifact(adapter):
-        return []  # nobody knows what it was trained on
-    manifest, served = artifact.read_manifest(adapter), weights(base)
+    if not artifact.is_artifact(adapter) or same_bits(adapter, base):
+        return []  # what comes from elsewhere was trained on nobody knows what
+    manifest, served = artifact.read_manifest(adapter), values(base)
     trained = manifest.quantization
-    if _bits(trained) == _bits(served):
-        return []
-    fix = " (--quantization nf4 serves that)" if trained.method == "nf4" and served.method == "none" else ""
+    fix = ""
+    if trained.method == "nf4" and served.method == "none":
+        fix = " (--quantization nf4 serves that, and dequantized the same in 16 bits)"
     was = f"adapter {manifest.name or adapter.name!r} was trained on {manifest.base.id} {_bits(trained)}{fix}"
     return [f"{was} and is served on it {_bits(served)}: its answers can differ from those that training measured"]
 
@@ -154,17 +189,28 @@ def _bits(record: QuantizationRecord) -> str:
     return f"as {record.method.upper()} {'with' if record.double else 'without'} double quantization"
 
 
-def _find_or_build(wanted: Wanted) -> Path:
-    """The NF4 base in the cache; a process of the train stage writes it when there is none."""
+def _dequantizes(ours: Manifest, kind: Kind | None) -> bool:
+    return ours.kind == base_store.NF4 and kind == base_store.DEQUANTIZED
+
+
+def _find_or_build(model: str, quantization: str, wanted: Wanted) -> Path:
+    """The base in the cache; a process of the train stage writes it, of `model`, when there is none."""
     folder = base_store.default_folder()
     there = base_store.find(wanted, folder)
     if there:
         return there.path
-    say(f"there is no NF4 base of {wanted.source.id} yet: building it, once")
+    source = model_source.resolve(model)
+    what = "NF4" if wanted.kind == base_store.NF4 else "dequantized NF4"
+    say(f"there is no {what} base of {wanted.source.id} yet: building it, once")
     logs = cache_dir() / "logs"
     logs.mkdir(exist_ok=True)
     attempt = Path(tempfile.mkdtemp(dir=logs, prefix="base-"))
-    source = wanted.source
-    inputs = {"model": source.id, "revision": source.revision, "out": str(folder), "double": str(wanted.double)}
+    inputs = {
+        "model": source.id,
+        "revision": source.revision,
+        "out": str(folder),
+        "double": str(wanted.double),
+        "quantization": quantization,
+    }
     job = Job(stage="base", input_id=wanted.input_id, run_path=attempt, attempt=attempt, inputs=inputs)
     return run_job(job, "tuneship.train")

@@ -67,6 +67,23 @@ def test_what_was_not_packed_has_no_dequantized_base(tmp_path: Path):
     assert "merge.base = 'dequantized' needs quantization.method = 'nf4'" in error.message
 
 
+@pytest.mark.parametrize(
+    ("beyond", "why"),
+    [
+        ({"serve": {"mode": "merged", "quantization": "dequantized"}}, "needs serve.mode = 'adapters'"),
+        ({"train": {"method": "lora"}, "quantization": {"method": "none"}}, "'none' trains on others"),
+        ({"quantization": {"method": "fp4"}}, "'fp4' trains on others"),
+        ({"serve": {"mode": "auto", "quantization": "dequantized"}}, "mode = 'auto' chooses the quantization"),
+        ({"merge": {"quantize": "fp8"}}, "needs serve.quantization = 'none', not 'dequantized'"),
+    ],
+    ids=["merged", "16 bits", "fp4", "auto", "quantized twice"],
+)
+def test_dequantized_is_for_adapters_that_saw_nf4(tmp_path: Path, beyond: dict[str, Any], why: str):
+    content = tree() | {"serve": {"mode": "adapters", "quantization": "dequantized"}}
+    assert recipe_file.load(_written(tmp_path, content)).serve.quantization == "dequantized"
+    assert why in refused(tmp_path, content | beyond).message
+
+
 @pytest.mark.parametrize("task", ["exact", "rouge-l", "python:mine.py:score"])
 def test_tasks_that_a_recipe_may_name(task: str):
     content = tree() | {"bench": {"eval": [{"task": task, "data": "x"}]}}

@@ -139,6 +139,27 @@ def test_a_named_mode_is_taken_and_a_plan_may_refuse_it(qwen: ModelSource):
     choice.require(choice.decide(named, qwen, card(12)), named, qwen, card(12))
 
 
+def test_nf4_where_its_values_in_16_bits_fit_is_told_of_them(qwen: ModelSource):
+    nf4 = {"mode": "adapters", "quantization": "nf4", "max_rank": 16}
+    roomy = decided(qwen, 24, serve=nf4)
+    assert "same values in 16 bits would fit too, 2.9 GiB of them, and answer faster" in roomy.reason
+    assert (roomy.quantization, roomy.plan.quantization) == ("nf4", "nf4"), "told, not done"
+    assert decided(qwen, 6, serve=nf4).reason == "the recipe says so"
+    of_16_bits = {"train": {"method": "lora"}, "quantization": {"method": "none"}}
+    assert decided(qwen, 24, serve=nf4, **of_16_bits).reason == "the recipe says so"
+
+
+def test_dequantized_takes_16_bits_and_nf4_is_what_would_fit(qwen: ModelSource):
+    asked = {"mode": "adapters", "quantization": "dequantized", "max_rank": 16}
+    found = decided(qwen, 24, serve=asked)
+    assert (found.quantization, found.plan.quantization) == ("dequantized", "none")
+    assert found.plan.weights_bytes == decided(qwen, 24).plan.weights_bytes, "of the merged model"
+    small = decided(qwen, 6, serve=asked)
+    with pytest.raises(PlanError) as caught:
+        choice.require(small, recipe(serve=asked), qwen, card(6))
+    assert "--serve.quantization nf4" in caught.value.hint
+
+
 def test_a_cpu_is_a_machine_too(qwen: ModelSource):
     found = choice.decide(recipe(data={"train": "t", "max_length": 8192}), qwen, CPU)
     assert (found.mode, found.plan.kv_tokens) == ("merged", 20_000)

@@ -22,6 +22,7 @@ CPU = Hardware((), "", "a processor", 2, 8 << 30)
 H100 = Hardware((Gpu("NVIDIA H100", 80 << 30, (9, 0)),), "580", "a processor", 16, 128 << 30)
 NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 WANTED = Serve(quantization="nf4")
+IN_16_BITS = Serve(quantization="dequantized")
 
 
 @pytest.fixture(autouse=True)
@@ -32,20 +33,29 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def nf4(base: Path, seal_adapter) -> Artifact:
     """An NF4 base of `base` in the cache, as far as configuration and manifest go."""
+    packed = NF4 | {"bnb_4bit_use_double_quant": True}
+    return put(base, seal_adapter("any"), "base-nf4", {"quantization_config": packed})
+
+
+@pytest.fixture
+def dequantized(base: Path, seal_adapter) -> Artifact:
+    """The values of that in 16 bits, as far as configuration and manifest go."""
+    return put(base, seal_adapter("any"), "base-dequantized", {})
+
+
+def put(base: Path, like: Artifact, kind: artifact.Kind, config: dict[str, object]) -> Artifact:
     with artifact.draft(base_store.default_folder()) as work:
         shutil.copytree(base, work, dirs_exist_ok=True)
-        config = json.loads((base / "config.json").read_text())
-        packed = NF4 | {"bnb_4bit_use_double_quant": True}
-        (work / "config.json").write_text(json.dumps(config | {"quantization_config": packed}))
+        (work / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | config))
         (work / "tokenizer.json").write_text('{"written": "anew"}')
         about = {
-            "kind": "base-nf4",
+            "kind": kind,
             "name": "base",
-            "input_id": Wanted(resolve(str(base))).input_id,
+            "input_id": Wanted(resolve(str(base)), kind=kind).input_id,
             "quantization": QuantizationRecord(method="nf4", double=True, compute_dtype="bfloat16"),
             "lora": None,
         }
-        return artifact.seal(work, seal_adapter("any").manifest.model_copy(update=about))
+        return artifact.seal(work, like.manifest.model_copy(update=about))
 
 
 def changed(sealed: Artifact, **about: object) -> Path:
@@ -101,6 +111,60 @@ def test_it_is_served_under_its_originals_name(nf4: Artifact):
     assert (found.mode, found.weights) == ("base", "nf4")
     assert (found.base.name, found.base.version) == ("base", f"base@{nf4.id12}")
     assert (found.base.artifact_id, found.base.base_id) == (nf4.manifest.content_id, "the-base")
+
+
+def test_each_kind_of_base_is_found_for_itself(base: Path, nf4: Artifact, dequantized: Artifact):
+    assert quantized.with_quantization(str(base), IN_16_BITS) == str(dequantized.path)
+    assert quantized.with_quantization(str(base), WANTED) == str(nf4.path)
+    for settings in (IN_16_BITS, Serve()):
+        assert quantized.with_quantization(str(dequantized.path), settings) == str(dequantized.path)
+    shutil.rmtree(dequantized.path)
+    assert base_store.find(Wanted(resolve(str(base)), kind="base-dequantized"), base_store.default_folder()) is None
+
+
+def test_through_an_nf4_base_its_own_values_are_found(base: Path, nf4: Artifact, dequantized: Artifact):
+    changed(nf4, base=nf4.manifest.base.model_copy(update={"id": str(base), "revision": ""}))
+    wanted = quantized.to_find(str(nf4.path), IN_16_BITS, double=False)
+    assert wanted == Wanted(resolve(str(base)), True, "base-dequantized", (nf4.manifest.content_id,))
+    assert quantized.with_quantization(str(nf4.path), IN_16_BITS) == str(dequantized.path)
+
+
+def test_a_dequantized_base_is_a_16_bit_checkpoint_of_the_model_that_it_was_made_of(
+    base: Path, dequantized: Artifact, seal_adapter, capsys
+):
+    assert checkpoint.identify(dequantized.path, "whatever", "main") == dequantized.manifest.base
+    adapter = trained(seal_adapter("sql"), "nf4", double=True)
+    found = catalog.read(str(dequantized.path), adapter)
+    assert (found.mode, found.weights, catalog.read(str(dequantized.path)).mode) == ("adapters", "none", "base")
+    assert capsys.readouterr().err == "", "nothing to warn of"
+    assert quantized.method(Serve(extra_args=("--tp", "2")), found.weights, H100) == "none", "any 16 bits can be split"
+
+
+@pytest.mark.parametrize(
+    ("method", "double", "same"),
+    [("nf4", True, True), ("nf4", False, False), ("fp4", True, False), ("none", True, False)],
+)
+def test_bits_are_the_same_where_the_values_are(
+    base: Path, nf4: Artifact, dequantized: Artifact, seal_adapter, method: str, double: bool, same: bool
+):
+    adapter = trained(seal_adapter("sql"), method, double=double)
+    for served in (nf4, dequantized):
+        assert quantized.same_bits(adapter, served.path) is same
+        assert bool(quantized.remarks(adapter, served.path)) is not same
+    assert quantized.same_bits(adapter, base) is (method == "none")
+    assert not quantized.same_bits(base, base), "nobody knows what an adapter from elsewhere was trained on"
+
+
+def test_a_dequantized_base_is_nothing_else(base: Path, dequantized: Artifact, seal_adapter):
+    for other in ("nf4", "fp8"):
+        with pytest.raises(PreflightError, match=f"holds the values of NF4 and cannot be served as {other}"):
+            quantized.with_quantization(str(dequantized.path), Serve(quantization=other))
+    with pytest.raises(PreflightError, match="with the values of NF4 it is another model"):
+        quantized.with_quantization(str(seal_adapter("invoice", kind="merged").path), IN_16_BITS)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": NF4}))
+    with pytest.raises(PreflightError, match=r"quantized already \(nf4\)"):
+        quantized.with_quantization(str(base), IN_16_BITS)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from tuneship.core.recipe import Recipe
 
 if TYPE_CHECKING:
-    from tuneship.train.plan import Plan
+    from tuneship.train.planning.plan import Plan
 
 
 def fetch(model: str, *, revision: str = "main") -> None:
@@ -30,7 +30,7 @@ def fetch(model: str, *, revision: str = "main") -> None:
 def build_base(
     model: str,
     *,
-    quantization: Literal["nf4", "fp8"] = "nf4",
+    quantization: Literal["nf4", "dequantized", "fp8"] = "nf4",
     revision: str = "main",
     double: bool = True,
     trust_remote_code: bool = False,
@@ -43,7 +43,8 @@ def build_base(
     model
         Hub id, local path, or bundled:smollm2-135m-instruct.
     quantization
-        nf4. There is nothing to write for fp8: SGLang quantizes while it loads.
+        nf4: packed, as training loads it. dequantized: the values of that in 16 bits. There is nothing to write for
+        fp8: SGLang quantizes while it loads.
     revision
         Branch, tag or commit of a hub model.
     double
@@ -51,7 +52,7 @@ def build_base(
     trust_remote_code
         Let the model bring code of its own.
     out
-        Folder of bases (default: the cache, where `serve --quantization nf4` looks).
+        Folder of bases (default: the cache, where `serve --quantization ...` looks).
 
     """
     from tuneship.core import base_store  # noqa: PLC0415
@@ -65,7 +66,8 @@ def build_base(
     from tuneship.train.base import build  # noqa: PLC0415 - loads transformers
 
     folder = (out or base_store.default_folder()).resolve()
-    print(build(model, revision, folder, double=double, trust_remote_code=trust_remote_code).path)
+    kind = base_store.KINDS[quantization]
+    print(build(model, revision, folder, kind=kind, double=double, trust_remote_code=trust_remote_code).path)
 
 
 def make_plan(recipe: Recipe) -> Plan:

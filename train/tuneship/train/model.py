@@ -90,6 +90,11 @@ def _four_bits(quantization: Quantization, dtype: torch.dtype) -> BitsAndBytesCo
 
 def _check_packed(base: Manifest, path: Path, wanted: Quantization | None) -> None:
     double = base.quantization.double
+    if base.kind == "base-dequantized":
+        raise ArtifactError(
+            f"{path.name} is for serving: its weights are NF4's values, not the model's",
+            hint=f"use its original, {base.base.id}",
+        )
     if wanted is None or wanted.method != "nf4":
         raise ArtifactError(f"{path.name} is NF4: it has no 16-bit weights", hint=f"use its original, {base.base.id}")
     if wanted.double != double:
