@@ -15,7 +15,7 @@ from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
-from tuneship.serve import scratch
+from tuneship.serve import quantized, scratch
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.deploy import Books, Deployer, Engine, Verify
 from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure
@@ -163,7 +163,9 @@ def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registr
             return "not asked"
         others = {v.name: v.selector for v in registry.present() if v.state in SERVED and v.name != version.name}
         reference = await asyncio.to_thread(read_evidence, source / EVIDENCE)
-        verdict = await verify(scorer, version.selector, reference, others=others, memory=memory)
+        # What SGLang quantizes while it loads has other bits than lie on the disk.
+        same_bits = serve.quantization != "fp8" and quantized.same_bits(source, catalog.base.path)
+        verdict = await verify(scorer, version.selector, reference, others=others, same_bits=same_bits, memory=memory)
         return _judged(version.name, verdict)
 
     return judge
