@@ -54,6 +54,7 @@ VARIANTS: dict[str, tuple[str, ...] | None] = {
     "merged": None,
     "bf16": (),
     "nf4": NF4,
+    "dequantized": ("--quantization", "dequantized"),
     "fp8": ("--quantization", "fp8"),
     "bf16-triton": TRITON,
     "nf4-triton": (*NF4, *TRITON),

@@ -64,6 +64,7 @@ FORMATS = {
     "float32": Format(("--dtype", "float32"), "float32"),
     "bf16": Format(("--dtype", "bfloat16"), "bfloat16"),
     "nf4": Format(("--dtype", "bfloat16", "--quantization", "nf4"), "bfloat16"),
+    "dequantized": Format(("--dtype", "bfloat16", "--quantization", "dequantized"), "bfloat16"),
     "nf4-float32": Format(("--dtype", "float32", "--quantization", "nf4"), "float32"),
     "fp8": Format(("--dtype", "bfloat16", "--quantization", "fp8"), "bfloat16"),
     "w4a16": Format(("--dtype", "bfloat16"), "bfloat16"),
@@ -244,11 +245,11 @@ def _graphs(log: str) -> bool | None:
 
 def _reference_base(name: str, base: Path, served: Path, folder: Path) -> Path:
     """The checkpoint that transformers is given: the served weights; for FP8, which lie nowhere, the 16-bit ones."""
-    if name.startswith("nf4"):
+    if name.startswith(("nf4", "dequantized")):
         log = (folder / "engine.log").read_text(errors="replace")
-        found = re.search(r"model_path='([^']*base-nf4-[^']*)'", log)
+        found = re.search(rf"model_path='([^']*base-{name.partition('-')[0]}-[^']*)'", log)
         if not found:
-            raise RuntimeError("the engine's log names no NF4 base")
+            raise RuntimeError("the engine's log names no base of ours")
         return Path(found[1])
     return served if name == "w4a16" else base
 
