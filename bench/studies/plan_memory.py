@@ -133,8 +133,8 @@ def _measure(base: Any, tokenizer: Any, shape: Any, point: Point, meter: Meter) 
     import torch  # noqa: PLC0415
 
     from tuneship.core.recipe import Recipe  # noqa: PLC0415
-    from tuneship.train import memory, probe  # noqa: PLC0415
-    from tuneship.train.memory import Setting  # noqa: PLC0415
+    from tuneship.train.planning import memory, probe  # noqa: PLC0415
+    from tuneship.train.planning.memory import Setting  # noqa: PLC0415
 
     recipe = Recipe.model_validate(
         {"model": {"id": "random"}, "data": {"train": "none"}, "train": {"kernels": point.kernels}}

@@ -360,7 +360,7 @@ def _apply(model: Any, base: Any, variant: Variant) -> dict[str, int]:
             fused_linear_cross_entropy=False,
         )
     if variant.fused:
-        from tuneship.train import fused  # noqa: PLC0415
+        from tuneship.train.kernels import fused  # noqa: PLC0415
 
         installed = fused.install(model, mlps=variant.mlps)._asdict()
     if variant.compiled:

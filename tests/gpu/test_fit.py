@@ -19,8 +19,8 @@ from tuneship.core.hardware import detect
 torch = pytest.importorskip("torch")
 
 from tests.unit.train import fitting  # noqa: E402 - needs torch
-from tuneship.train import checkpoints, fit  # noqa: E402
-from tuneship.train.checkpoints import Identity  # noqa: E402
+from tuneship.train.fitting import checkpoints, fit  # noqa: E402
+from tuneship.train.fitting.checkpoints import Identity  # noqa: E402
 from tuneship.train.model import load_base  # noqa: E402
 
 pytestmark = [

@@ -14,9 +14,10 @@ torch = pytest.importorskip("torch")
 from tests.unit.train import fitting  # noqa: E402 - needs torch
 from tuneship.core.recipe import Quantization  # noqa: E402
 from tuneship.core.shape import Shape  # noqa: E402
-from tuneship.train import calibration, fused, plan, probe, swiglu  # noqa: E402
-from tuneship.train.memory import Setting  # noqa: E402
+from tuneship.train.kernels import fused, swiglu  # noqa: E402
 from tuneship.train.model import linear_layers, load_base  # noqa: E402
+from tuneship.train.planning import calibration, plan, probe  # noqa: E402
+from tuneship.train.planning.memory import Setting  # noqa: E402
 
 pytestmark = [
     pytest.mark.gpu,

@@ -125,9 +125,9 @@ def _measured(adapter: Artifact, template: str = "", noise: float = 0.0) -> list
 
     from tuneship.core.model_source import resolve
     from tuneship.core.recipe import Model, Quantization
+    from tuneship.train.data.template import ChatTemplate
     from tuneship.train.model import load_base
     from tuneship.train.parity import measure_reference
-    from tuneship.train.template import ChatTemplate
 
     rows = read_evidence(adapter.evidence)
     path = resolve(BUNDLED_ID).path

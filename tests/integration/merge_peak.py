@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from tuneship.core.recipe import Model
-from tuneship.train.merge import Trained, write_merged
+from tuneship.train.merging.merge import Trained, write_merged
 
 
 def main() -> None:

@@ -44,7 +44,7 @@ def made(tiny_model: Path, tmp_path_factory) -> tuple[Path, Path]:
     """A base of 3 GB in bfloat16 and an adapter on all of its linear layers, written tensor by tensor."""
     from transformers import AutoTokenizer, LlamaConfig
 
-    from tuneship.train import shards
+    from tuneship.train.merging import shards
 
     base, adapter = tmp_path_factory.mktemp("base"), tmp_path_factory.mktemp("adapter")
     layers = [f"model.layers.{n}" for n in range(LAYERS)]

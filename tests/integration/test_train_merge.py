@@ -172,8 +172,8 @@ def test_parity_over_the_limit_is_refused_and_force_is_recorded(merged, project)
 def test_what_does_not_fit_is_merged_into_the_original_and_left_to_verify(merged, project, tmp_path, monkeypatch):
     from tuneship.core.parity import Deferred
     from tuneship.core.stage import Job
-    from tuneship.train import candidates
-    from tuneship.train.merge_stage import merge_adapter
+    from tuneship.train.merging import candidates
+    from tuneship.train.merging.stage import merge_adapter
 
     copy = RunDir(tmp_path / "run")
     subprocess.run(["cp", "-r", merged.path, copy.path], check=True)

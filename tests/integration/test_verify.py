@@ -124,8 +124,8 @@ def measured(model: Path, adapter: Path, rows: Sequence[ReferenceRow], template:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from tuneship.train.data.template import ChatTemplate
     from tuneship.train.parity import measure_reference
-    from tuneship.train.template import ChatTemplate
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = template or tokenizer.chat_template

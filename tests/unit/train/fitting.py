@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import fit
-from tuneship.train.checkpoints import Checkpoint, Identity
-from tuneship.train.memory import Memory
-from tuneship.train.plan import Plan
-from tuneship.train.template import IGNORED, Encoded
-from tuneship.train.trainer import Trainer
+from tuneship.train.data.template import IGNORED, Encoded
+from tuneship.train.fitting import fit
+from tuneship.train.fitting.checkpoints import Checkpoint, Identity
+from tuneship.train.fitting.trainer import Trainer
+from tuneship.train.planning.memory import Memory
+from tuneship.train.planning.plan import Plan
 
 LENGTHS = (5, 40, 9, 23, 12, 31, 7, 18, 27, 6, 35, 14)
 """Three steps an epoch."""

@@ -18,9 +18,9 @@ def trained(tiny_model: Path, tmp_path_factory):
     from peft import LoraConfig, get_peft_model
 
     from tuneship.train import parity
-    from tuneship.train.merge import Trained
+    from tuneship.train.data.template import IGNORED, Encoded
+    from tuneship.train.merging.merge import Trained
     from tuneship.train.model import load_base
-    from tuneship.train.template import IGNORED, Encoded
 
     folder = tmp_path_factory.mktemp("adapter")
     base = load_base(tiny_model, recipe(tiny_model).model, recipe(tiny_model).quantization)
@@ -41,7 +41,7 @@ def recipe(model: Path, **merge: Any) -> Recipe:
 
 
 def make(trained, tokenizer, out: Path, *, with_reference: bool = True, **merge: Any):
-    from tuneship.train import candidates
+    from tuneship.train.merging import candidates
 
     what, reference = trained
     text = candidates.Text(tokenizer, (2,), 0)
@@ -79,7 +79,7 @@ def test_the_one_that_was_kept_is_the_one_that_lies_there(trained, tokenizer, tm
 
 @pytest.mark.parametrize(("base", "onto"), [("auto", "original"), ("dequantized", "dequantized")])
 def test_what_does_not_fit_is_written_and_its_parity_deferred(trained, tokenizer, tmp_path, monkeypatch, base, onto):
-    from tuneship.train import candidates
+    from tuneship.train.merging import candidates
 
     monkeypatch.setattr(candidates, "_USABLE", 0)
     kept = make(trained, tokenizer, tmp_path, base=base)

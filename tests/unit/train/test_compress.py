@@ -26,8 +26,8 @@ def test_rows_that_no_group_divides_are_refused_by_name(tmp_path: Path):
 def group_of(folder: Path, widths: tuple[int, ...]) -> int:
     from tuneship.core import tensor_file
     from tuneship.core.tensor_file import Slot
-    from tuneship.train.compress import _group
-    from tuneship.train.merge_plan import Skeleton
+    from tuneship.train.elsewhere.compress import _group
+    from tuneship.train.merging.changes import Skeleton
 
     slots = {f"{width}.weight": Slot("U8", (2, width)) for width in (*widths, 10)}
     tensor_file.write(folder / "model.safetensors", slots, (bytes(slot.size) for slot in slots.values()))
@@ -36,7 +36,7 @@ def group_of(folder: Path, widths: tuple[int, ...]) -> int:
 
 
 def test_weights_are_swapped_and_the_text_s_files_stay(tmp_path: Path):
-    from tuneship.train.compress import replace_weights
+    from tuneship.train.elsewhere.compress import replace_weights
 
     merged, compressed = tmp_path / "merged", tmp_path / "fp8"
     for folder, names in (
@@ -52,7 +52,7 @@ def test_weights_are_swapped_and_the_text_s_files_stay(tmp_path: Path):
 
 
 def test_a_program_that_fails_says_what_it_wrote_last(tmp_path: Path):
-    from tuneship.train import own_environment
+    from tuneship.train.elsewhere import own_environment
 
     program, log = tmp_path / "program.py", tmp_path / "log"
     program.write_text("import os, sys; print('it is', os.environ['SAID'], sys.argv[1]); sys.exit(3)")
@@ -66,7 +66,7 @@ def test_a_program_that_fails_says_what_it_wrote_last(tmp_path: Path):
 
 def test_an_environment_is_built_once_and_never_left_half(tmp_path: Path, monkeypatch):
     """Of a package that is not there, so that no index is asked."""
-    from tuneship.train import own_environment
+    from tuneship.train.elsewhere import own_environment
 
     monkeypatch.setenv("TUNESHIP_CACHE", str(tmp_path / "cache"))
     absent = (str(tmp_path / "absent"),)

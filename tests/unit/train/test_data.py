@@ -8,8 +8,8 @@ import pytest
 
 from tuneship.core.errors import DataError
 from tuneship.core.recipe import Data
-from tuneship.train import data
-from tuneship.train.template import ChatTemplate
+from tuneship.train.data import dataset
+from tuneship.train.data.template import ChatTemplate
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
 
@@ -29,8 +29,8 @@ def settings(**changes) -> Data:
 
 
 def test_rows_of_both_formats_become_the_same_tokens(tmp_path, template):
-    messages = data.load(write(tmp_path / "a.jsonl", GOOD), settings(), template)
-    pairs = data.load(write(tmp_path / "b.jsonl", {"prompt": "hi", "completion": "ho"}), settings(), template)
+    messages = dataset.load(write(tmp_path / "a.jsonl", GOOD), settings(), template)
+    pairs = dataset.load(write(tmp_path / "b.jsonl", {"prompt": "hi", "completion": "ho"}), settings(), template)
     assert messages.rows == pairs.rows
     assert messages.loss_tokens == pairs.rows[0].loss_tokens > 1
     assert messages.sha256 != pairs.sha256
@@ -39,7 +39,7 @@ def test_rows_of_both_formats_become_the_same_tokens(tmp_path, template):
 def test_a_glob_reads_all_files_in_order(tmp_path, template):
     write(tmp_path / "1.jsonl", GOOD)
     write(tmp_path / "2.jsonl", GOOD, "", GOOD)
-    assert len(data.load(str(tmp_path / "*.jsonl"), settings(), template).rows) == 3
+    assert len(dataset.load(str(tmp_path / "*.jsonl"), settings(), template).rows) == 3
 
 
 @pytest.mark.parametrize(
@@ -61,12 +61,12 @@ def test_a_glob_reads_all_files_in_order(tmp_path, template):
 def test_a_bad_row_is_refused_by_file_and_line_and_why(tmp_path, template, row, reason):
     path = write(tmp_path / "rows.jsonl", GOOD, row)
     with pytest.raises(DataError, match=rf"1 of 2 rows cannot be used:\nrows.jsonl:2: .*{reason}"):
-        data.load(path, settings(max_length=64), template)
+        dataset.load(path, settings(max_length=64), template)
 
 
 def test_skipping_bad_rows_says_how_many(tmp_path, template, capsys):
     path = write(tmp_path / "rows.jsonl", GOOD, "{", "{")
-    loaded = data.load(path, settings(on_bad_row="skip"), template)
+    loaded = dataset.load(path, settings(on_bad_row="skip"), template)
     assert len(loaded.rows) == 1
     assert "skipped 2 of 3 rows, the first: rows.jsonl:2" in capsys.readouterr().err
 
@@ -76,14 +76,14 @@ def test_an_empty_file_is_refused(tmp_path, template, content):
     path = tmp_path / "rows.jsonl"
     path.write_text(content)
     with pytest.raises(DataError, match=r"rows.jsonl holds no usable row"):
-        data.load(str(path), settings(), template)
+        dataset.load(str(path), settings(), template)
 
 
 def test_only_bad_rows_are_not_an_empty_success(tmp_path, template):
     with pytest.raises(DataError, match="holds no usable row"):
-        data.load(write(tmp_path / "rows.jsonl", "{"), settings(on_bad_row="skip"), template)
+        dataset.load(write(tmp_path / "rows.jsonl", "{"), settings(on_bad_row="skip"), template)
 
 
 def test_a_missing_file_is_refused(tmp_path, template):
     with pytest.raises(DataError, match="no data file"):
-        data.load(str(tmp_path / "nope.jsonl"), settings(), template)
+        dataset.load(str(tmp_path / "nope.jsonl"), settings(), template)

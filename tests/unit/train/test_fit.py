@@ -13,9 +13,9 @@ from tuneship.core.errors import TrainError
 torch = pytest.importorskip("torch")
 
 from tests.unit.train import fitting  # noqa: E402 - needs torch
-from tuneship.train import checkpoints, fit, pieces  # noqa: E402
-from tuneship.train.faults import Watch  # noqa: E402
-from tuneship.train.order import Order  # noqa: E402
+from tuneship.train.fitting import checkpoints, fit, pieces  # noqa: E402
+from tuneship.train.fitting.faults import Watch  # noqa: E402
+from tuneship.train.fitting.order import Order  # noqa: E402
 
 
 def metrics(attempt: Path) -> list[dict]:

@@ -14,8 +14,9 @@ from tuneship.core.shape import Shape
 torch = pytest.importorskip("torch")
 
 from tests.unit.train import fitting  # noqa: E402 - needs torch
-from tuneship.train import checkpoints, full, parity  # noqa: E402
-from tuneship.train.memory import Setting, estimate  # noqa: E402
+from tuneship.train import parity  # noqa: E402
+from tuneship.train.fitting import checkpoints, full  # noqa: E402
+from tuneship.train.planning.memory import Setting, estimate  # noqa: E402
 
 HELD_OUT = fitting.rows((11, 30, 19, 8))
 

@@ -11,8 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from tuneship.core.recipe import Model, Quantization
-from tuneship.train import fused, swiglu
-from tuneship.train.fused import Installed
+from tuneship.train.kernels import fused, swiglu
+from tuneship.train.kernels.fused import Installed
 from tuneship.train.model import linear_layers, load_base
 
 IDS = torch.randint(0, 90, (3, 17), generator=torch.Generator().manual_seed(0))

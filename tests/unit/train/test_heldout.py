@@ -15,8 +15,9 @@ from tuneship.core.shape import Shape
 torch = pytest.importorskip("torch")
 
 from tests.unit.train import fitting  # noqa: E402 - needs torch
-from tuneship.train import checkpoints, parity, tracking  # noqa: E402
-from tuneship.train.tracking import Meter  # noqa: E402
+from tuneship.train import parity  # noqa: E402
+from tuneship.train.fitting import checkpoints, tracking  # noqa: E402
+from tuneship.train.fitting.tracking import Meter  # noqa: E402
 
 # Rows that training never sees: the better it knows its own, the worse it does on these.
 STRANGERS = fitting.rows((11, 30, 19, 8))[::-1]

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from tuneship.train import fused
-from tuneship.train.keep import CompileLayers, KeepLayers, decoder_layers
+from tuneship.train.kernels import fused
+from tuneship.train.kernels.keep import CompileLayers, KeepLayers, decoder_layers
 from tuneship.train.model import linear_layers
 
 IDS = torch.randint(0, 90, (2, 9), generator=torch.Generator().manual_seed(0))

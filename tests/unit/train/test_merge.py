@@ -57,7 +57,7 @@ def train(model, folder: Path, dtype=torch.float32, **config: Any):
 
 
 def merge(base: Path, adapter: Path, out: Path, tokenizer, *, onto="original", dtype="float32", double=True) -> Path:
-    from tuneship.train.merge import Trained, write_merged
+    from tuneship.train.merging.merge import Trained, write_merged
 
     out.mkdir()
     trained = Trained(base, adapter, "nf4", getattr(torch, dtype), double)
@@ -97,7 +97,7 @@ WAYS = {
 def test_in_float32_it_is_pefts_merge_to_the_bit(tiny_model, tokenizer, tmp_path, monkeypatch, way: str, onto: str):
     from peft import PeftModel
 
-    from tuneship.train import shards
+    from tuneship.train.merging import shards
 
     monkeypatch.setattr(shards, "SHARD_BYTES", 200_000)
     base = write_base(tiny_model, tmp_path / "base", shards="150KB")
@@ -134,7 +134,7 @@ def test_the_dequantized_base_is_what_training_computes_with(tiny_model, tokeniz
 def test_a_tensor_goes_through_four_bits_in_pieces(monkeypatch, kind: str):
     from bitsandbytes import functional
 
-    from tuneship.train import four_bit
+    from tuneship.train.merging import four_bit
     from tuneship.train.model import device
 
     monkeypatch.setattr(four_bit, "_PIECE", 256)

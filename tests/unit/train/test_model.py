@@ -9,8 +9,8 @@ from tuneship.core.recipe import Lora, Model, Quantization, Recipe
 
 torch = pytest.importorskip("torch")
 
-from tuneship.train import fit  # noqa: E402 - needs torch
 from tuneship.train import model as models  # noqa: E402
+from tuneship.train.fitting import fit  # noqa: E402 - needs torch
 
 MINIMAL = {"model": {"id": "m"}, "data": {"train": "t"}}
 

@@ -13,8 +13,9 @@ from tuneship.core.recipe import Recipe
 torch = pytest.importorskip("torch")
 
 from tests.unit.train import fitting  # noqa: E402 - needs torch
-from tuneship.train import fit, packing, pieces  # noqa: E402
-from tuneship.train.template import Encoded  # noqa: E402
+from tuneship.train.data import packing  # noqa: E402
+from tuneship.train.data.template import Encoded  # noqa: E402
+from tuneship.train.fitting import fit, pieces  # noqa: E402
 
 MAX_LENGTH = 48
 
@@ -95,7 +96,7 @@ def test_it_trains(tiny_model, tmp_path):
     model, tokenizer = fitting.load(tiny_model)
     packed = packing.pack(fitting.rows(), MAX_LENGTH)
     cut = fitting.plan(given, 2, len(packed))
-    from tuneship.train.checkpoints import Identity
+    from tuneship.train.fitting.checkpoints import Identity
 
     fit.fit(model, tokenizer, packed, given, cut, tmp_path, Identity.of(given, {}))
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

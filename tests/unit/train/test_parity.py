@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from tuneship.core.errors import ParityError
-from tuneship.train import merge, parity
+from tuneship.train import parity
+from tuneship.train.data.template import IGNORED, Encoded
+from tuneship.train.merging import merge
 from tuneship.train.parity import Comparison
-from tuneship.train.template import IGNORED, Encoded
 
 
 def measured(nll: float, nll_reference: float = 1.0) -> Comparison:

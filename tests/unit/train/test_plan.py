@@ -10,9 +10,9 @@ from tuneship.core.errors import PlanError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train.calibration import Calibration, Sample, sizes
-from tuneship.train.memory import Setting, estimate
-from tuneship.train.plan import Plan, largest, make
+from tuneship.train.planning.calibration import Calibration, Sample, sizes
+from tuneship.train.planning.memory import Setting, estimate
+from tuneship.train.planning.plan import Plan, largest, make
 
 GIB = 2**30
 QWEN_1_5B = Shape(

@@ -10,10 +10,10 @@ import torch
 
 from tuneship.core.recipe import Model, Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import calibration, probe
-from tuneship.train.calibration import Calibration, Sample
-from tuneship.train.memory import Setting
 from tuneship.train.model import load_base
+from tuneship.train.planning import calibration, probe
+from tuneship.train.planning.calibration import Calibration, Sample
+from tuneship.train.planning.memory import Setting
 
 
 def recipe(**train) -> Recipe:

@@ -17,8 +17,8 @@ import pytest
 
 from tuneship.core.errors import Checkpointed, TrainError
 from tuneship.core.recipe import Recipe
-from tuneship.train import checkpoints, fit
-from tuneship.train.checkpoints import Checkpoint, Identity
+from tuneship.train.fitting import checkpoints, fit
+from tuneship.train.fitting.checkpoints import Checkpoint, Identity
 from tuneship.train.model import load_base
 
 torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ from tuneship.core import recipe_file
 from tuneship.core.errors import PlanError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.shape import Shape
-from tuneship.train.plan import Plan, make
+from tuneship.train.planning.plan import Plan, make
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 LLAMA_7B = Shape(4096, 11008, 32, 32, 32, 128, 32000, tied=False)

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from tuneship.core.errors import TrainError
-from tuneship.train import smoke
-from tuneship.train.data import Dataset
-from tuneship.train.template import Encoded
+from tuneship.train.data.dataset import Dataset
+from tuneship.train.data.template import Encoded
+from tuneship.train.fitting import smoke
 
 
 def dataset(count: int) -> Dataset:

@@ -7,7 +7,7 @@ import pytest
 from tuneship.core.errors import DataError
 from tuneship.core.parity import ReferenceRow
 from tuneship.serve.verify.rendering import first_difference
-from tuneship.train.template import IGNORED, ChatTemplate, end_token_ids
+from tuneship.train.data.template import IGNORED, ChatTemplate, end_token_ids
 
 CONVERSATION = [
     {"role": "system", "content": "be brief"},

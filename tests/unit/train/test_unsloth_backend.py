@@ -12,8 +12,9 @@ from tuneship.core.errors import TrainError
 from tuneship.core.hardware import Hardware
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import plan, unsloth_backend
-from tuneship.train.template import Encoded
+from tuneship.train.data.template import Encoded
+from tuneship.train.elsewhere import unsloth_backend
+from tuneship.train.planning import plan
 
 PROGRAM = """
 import json, sys

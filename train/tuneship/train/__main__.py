@@ -2,7 +2,7 @@
 
 from tuneship.core.stage import child_main
 from tuneship.train.base import build_for
-from tuneship.train.merge_stage import merge_adapter
+from tuneship.train.merging.stage import merge_adapter
 from tuneship.train.stages import fetch_base, train
 
 if __name__ == "__main__":

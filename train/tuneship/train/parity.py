@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tuneship.core.parity import Parity, ReferenceRow
 from tuneship.core.progress import progress
-from tuneship.train.template import IGNORED, Encoded
+from tuneship.train.data.template import IGNORED, Encoded
 
 Name = TypeVar("Name", bound=str)
 

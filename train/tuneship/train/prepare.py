@@ -8,11 +8,12 @@ from tuneship.core import checkpoint, hardware, model_source
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import calibration, data
-from tuneship.train import plan as planner
-from tuneship.train.data import Dataset
-from tuneship.train.plan import Plan
-from tuneship.train.template import ChatTemplate, end_token_ids
+from tuneship.train.data import dataset
+from tuneship.train.data.dataset import Dataset
+from tuneship.train.data.template import ChatTemplate, end_token_ids
+from tuneship.train.planning import calibration
+from tuneship.train.planning import plan as planner
+from tuneship.train.planning.plan import Plan
 
 
 class Prepared(NamedTuple):
@@ -49,8 +50,8 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def read_rows(recipe: Recipe, template: ChatTemplate) -> Rows:
     """Both splits, checked and encoded."""
-    train = data.load(recipe.data.train, recipe.data, template)
-    heldout = data.load(recipe.data.heldout, recipe.data, template) if recipe.data.heldout else None
+    train = dataset.load(recipe.data.train, recipe.data, template)
+    heldout = dataset.load(recipe.data.heldout, recipe.data, template) if recipe.data.heldout else None
     return Rows(train, heldout)
 
 

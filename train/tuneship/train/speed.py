@@ -99,7 +99,7 @@ def _measure(way: Way, steps: int, work: Path) -> dict[str, Any]:
     longest = max(len(row.input_ids) for row in rows)
     todo = prepare.plan_for(short, prepared.source, rows=len(rows), tokens=tokens, longest=longest)
     if way == "unsloth":
-        from tuneship.train import unsloth_backend  # noqa: PLC0415
+        from tuneship.train.elsewhere import unsloth_backend  # noqa: PLC0415
 
         todo = todo._replace(micro_batch=batch, accumulation=1)
         made = unsloth_backend.fit(prepared.source.path, prepared.pad_id, rows, short, todo, work)
@@ -122,7 +122,9 @@ def _measure(way: Way, steps: int, work: Path) -> dict[str, Any]:
 def _ours(prepared: Any, rows: Any, recipe: Recipe, todo: Any, work: Path) -> tuple[list[float], float, int, Any]:
     import torch  # noqa: PLC0415
 
-    from tuneship.train import fit, model, probe  # noqa: PLC0415
+    from tuneship.train import model  # noqa: PLC0415
+    from tuneship.train.fitting import fit  # noqa: PLC0415
+    from tuneship.train.planning import probe  # noqa: PLC0415
 
     base = model.load_base(prepared.source.path, recipe.model, recipe.quantization)
     todo = probe.refine(base, prepared.tokenizer, recipe, todo)

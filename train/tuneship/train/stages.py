@@ -20,24 +20,14 @@ from tuneship.core.parity import write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.stage import Job
-from tuneship.train import (
-    checkpoints,
-    export,
-    fetch,
-    fit,
-    full,
-    model,
-    packing,
-    parity,
-    prepare,
-    probe,
-    smoke,
-    tracking,
-    unsloth_backend,
-)
-from tuneship.train.checkpoints import Checkpoint, Identity
-from tuneship.train.data import Dataset
-from tuneship.train.plan import Plan
+from tuneship.train import export, fetch, model, parity, prepare
+from tuneship.train.data import packing
+from tuneship.train.data.dataset import Dataset
+from tuneship.train.elsewhere import unsloth_backend
+from tuneship.train.fitting import checkpoints, fit, full, smoke, tracking
+from tuneship.train.fitting.checkpoints import Checkpoint, Identity
+from tuneship.train.planning import probe
+from tuneship.train.planning.plan import Plan
 from tuneship.train.prepare import Prepared
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tuneship.core.errors import TrainError
 from tuneship.core.progress import say
-from tuneship.train import metrics
-from tuneship.train.data import Dataset
+from tuneship.train.data.dataset import Dataset
+from tuneship.train.fitting import metrics
 
 _FEWEST = 8
 """Steps from which a fall can be told from noise."""

@@ -13,7 +13,7 @@ from tuneship.core.cache import cache_dir
 from tuneship.core.files import sha256_text, write_atomic
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train.memory import LOSS_TOKENS, Setting
+from tuneship.train.planning.memory import LOSS_TOKENS, Setting
 
 _BEYOND = 1.03
 """Of what is added beyond the larger sample: eight times its rows took 2.6 % more of everything than the line said."""

@@ -9,9 +9,9 @@ from trl import SFTConfig
 
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
-from tuneship.train import checkpoints, tracking
+from tuneship.train.fitting import checkpoints, tracking
 from tuneship.train.model import pick_dtype
-from tuneship.train.plan import Plan
+from tuneship.train.planning.plan import Plan
 
 _OPTIMIZERS = {
     "paged_adamw_8bit": "paged_adamw_8bit",

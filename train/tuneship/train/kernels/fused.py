@@ -20,7 +20,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from tuneship.train.lora_functions import Linears, SwiGlu, freeze
+from tuneship.train.kernels.lora_functions import Linears, SwiGlu, freeze
 
 _SIBLINGS = (("q_proj", "k_proj", "v_proj"),)
 _MLP = ("gate_proj", "up_proj", "down_proj")

@@ -12,7 +12,7 @@ from tuneship.core.errors import DataError
 from tuneship.core.identity import data_sha256
 from tuneship.core.progress import say
 from tuneship.core.recipe import Data
-from tuneship.train.template import ChatTemplate, Encoded, Message
+from tuneship.train.data.template import ChatTemplate, Encoded, Message
 
 _ROLES = {"system", "user", "assistant", "tool"}
 _SHOWN = 5

@@ -16,9 +16,9 @@ from torch import Tensor
 from tuneship.core.errors import ArtifactError
 from tuneship.core.progress import progress
 from tuneship.core.tensor_file import Slot
-from tuneship.train import four_bit, shards
-from tuneship.train.merge_plan import Change, Delta, Plan
-from tuneship.train.shards import DTYPES, Tensors
+from tuneship.train.merging import four_bit, shards
+from tuneship.train.merging.changes import Change, Delta, Plan
+from tuneship.train.merging.shards import DTYPES, Tensors
 
 _PIECE = 1 << 24
 """Values of a weight that are in float32 at a time."""

@@ -18,10 +18,10 @@ from tuneship.core import checkpoint
 from tuneship.core.errors import ArtifactError, ParityError
 from tuneship.core.parity import Parity, ReferenceRow
 from tuneship.core.recipe import Model
-from tuneship.train import merge_apply, merge_plan, shards, skeleton
-from tuneship.train.merge_apply import Packing
+from tuneship.train.merging import apply, changes, shards, skeleton
+from tuneship.train.merging.apply import Packing
+from tuneship.train.merging.shards import Tensors
 from tuneship.train.model import device, pick_dtype
-from tuneship.train.shards import Tensors
 
 Onto = Literal["original", "dequantized"]
 
@@ -51,12 +51,12 @@ def write_merged(trained: Trained, onto: Onto, tokenizer: Any, ends: tuple[int, 
     names = skeleton.read(trained.base, model)
     base, adapter = shards.of_checkpoint(trained.base), Tensors([trained.adapter / "adapter_model.safetensors"])
     settings = json.loads((trained.adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    plan = merge_plan.plan(base.shapes, adapter.shapes, settings, names)
+    plan = changes.plan(base.shapes, adapter.shapes, settings, names)
     packing = None
     if onto == "dequantized":
         packing = Packing(names.packed, trained.kind, trained.dtype, trained.double)
         _require(packing.keys, base)
-    merge_apply.apply(plan, base, adapter, out, dtype, device(), packing)
+    apply.apply(plan, base, adapter, out, dtype, device(), packing)
     write_settings(trained.base, model, tokenizer, ends, out, tied=names.tied and not plan.untied)
 
 
@@ -70,7 +70,7 @@ def write_settings(base: Path, model: Model, tokenizer: Any, ends: tuple[int, ..
 def merged_bytes(base: Path, model: Model) -> int:
     """What a merged checkpoint's weights will take."""
     dtype = pick_dtype(model.dtype)
-    return sum(merge_apply.written_as(slot, dtype).size for slot in shards.of_checkpoint(base).slots.values())
+    return sum(apply.written_as(slot, dtype).size for slot in shards.of_checkpoint(base).slots.values())
 
 
 def require(parity: Parity, *, force: bool) -> Parity:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import datasets
 from trl import pack_dataset
 
-from tuneship.train.template import Encoded
+from tuneship.train.data.template import Encoded
 
 
 def pack(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:

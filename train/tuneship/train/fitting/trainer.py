@@ -13,10 +13,10 @@ from trl import SFTTrainer
 
 from tuneship.core.progress import say
 from tuneship.core.shape import Shape
-from tuneship.train import metrics, pieces
-from tuneship.train.order import Order
-from tuneship.train.pieces import Batch
-from tuneship.train.tracking import Meter
+from tuneship.train.fitting import metrics, pieces
+from tuneship.train.fitting.order import Order
+from tuneship.train.fitting.pieces import Batch
+from tuneship.train.fitting.tracking import Meter
 
 
 class Trainer(SFTTrainer):

@@ -11,7 +11,7 @@ from transformers.quantizers import AutoHfQuantizer
 
 from tuneship.core.errors import ArtifactError
 from tuneship.core.recipe import Model
-from tuneship.train.merge_plan import Skeleton
+from tuneship.train.merging.changes import Skeleton
 
 
 def read(path: Path, model: Model) -> Skeleton:

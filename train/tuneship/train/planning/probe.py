@@ -27,13 +27,14 @@ from tuneship.core import hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import calibration, fit
-from tuneship.train import plan as planner
-from tuneship.train.calibration import Calibration, Sample, sizes
-from tuneship.train.memory import Setting, estimate
-from tuneship.train.plan import Plan
-from tuneship.train.template import Encoded
-from tuneship.train.trainer import Trainer
+from tuneship.train.data.template import Encoded
+from tuneship.train.fitting import fit
+from tuneship.train.fitting.trainer import Trainer
+from tuneship.train.planning import calibration
+from tuneship.train.planning import plan as planner
+from tuneship.train.planning.calibration import Calibration, Sample, sizes
+from tuneship.train.planning.memory import Setting, estimate
+from tuneship.train.planning.plan import Plan
 
 _STEPS = 3
 """The first one is not timed: it makes the optimizer's state and compiles kernels."""

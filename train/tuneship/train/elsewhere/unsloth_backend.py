@@ -16,10 +16,11 @@ import torch
 from tuneship.core.errors import TrainError
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
-from tuneship.train import own_environment, skeleton
+from tuneship.train.data.template import Encoded
+from tuneship.train.elsewhere import own_environment
+from tuneship.train.merging import skeleton
 from tuneship.train.model import linear_layers
-from tuneship.train.plan import Plan
-from tuneship.train.template import Encoded
+from tuneship.train.planning.plan import Plan
 
 REQUIREMENTS = (
     "unsloth==2026.10.9",

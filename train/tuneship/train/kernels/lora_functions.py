@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from tuneship.train import swiglu
+from tuneship.train.kernels import swiglu
 
 
 class Frozen(NamedTuple):

@@ -10,10 +10,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from tuneship.core.errors import TrainError
 from tuneship.core.progress import progress
-from tuneship.train import checkpoints, metrics, tracking
-from tuneship.train.checkpoints import Identity
-from tuneship.train.faults import Request, Watch
-from tuneship.train.trainer import Trainer
+from tuneship.train.fitting import checkpoints, metrics, tracking
+from tuneship.train.fitting.checkpoints import Identity
+from tuneship.train.fitting.faults import Request, Watch
+from tuneship.train.fitting.trainer import Trainer
 
 _SAVE_EVERY_S = 600
 _WORTH_SAVING_S = 60

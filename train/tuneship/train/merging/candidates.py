@@ -20,8 +20,9 @@ from tuneship.core.parity import Parity, ReferenceRow
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import merge, model, parity
-from tuneship.train.merge import Onto, Trained
+from tuneship.train import model, parity
+from tuneship.train.merging import merge
+from tuneship.train.merging.merge import Onto, Trained
 from tuneship.train.parity import Comparison, Name
 
 _USABLE = 0.9

@@ -18,18 +18,20 @@ from transformers.utils import is_liger_kernel_available
 
 from tuneship.core.errors import Checkpointed, TrainError
 from tuneship.core.recipe import Recipe
-from tuneship.train import checkpoints, fused, metrics, packing
-from tuneship.train.arguments import arguments
-from tuneship.train.callbacks import Keep, Record
-from tuneship.train.checkpoints import Checkpoint, Identity
-from tuneship.train.faults import Watch, termination
-from tuneship.train.heldout import HeldOut
-from tuneship.train.keep import CompileLayers, KeepLayers
+from tuneship.train.data import packing
+from tuneship.train.data.template import Encoded
+from tuneship.train.fitting import checkpoints, metrics
+from tuneship.train.fitting.arguments import arguments
+from tuneship.train.fitting.callbacks import Keep, Record
+from tuneship.train.fitting.checkpoints import Checkpoint, Identity
+from tuneship.train.fitting.faults import Watch, termination
+from tuneship.train.fitting.heldout import HeldOut
+from tuneship.train.fitting.order import Order
+from tuneship.train.fitting.trainer import Trainer
+from tuneship.train.kernels import fused
+from tuneship.train.kernels.keep import CompileLayers, KeepLayers
 from tuneship.train.model import lora_config
-from tuneship.train.order import Order
-from tuneship.train.plan import Plan
-from tuneship.train.template import Encoded
-from tuneship.train.trainer import Trainer
+from tuneship.train.planning.plan import Plan
 
 
 def fit(

@@ -16,9 +16,10 @@ from tuneship.core.files import write_atomic
 from tuneship.core.parity import ReferenceRow, write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
-from tuneship.train import merge, model, parity
+from tuneship.train import model, parity
+from tuneship.train.data.template import Encoded
+from tuneship.train.merging import merge
 from tuneship.train.prepare import Prepared
-from tuneship.train.template import Encoded
 
 _SHARD = "5GB"
 

@@ -14,9 +14,11 @@ from tuneship.core.parity import REFERENCE_FILE, Deferred, Parity, ReferenceRow,
 from tuneship.core.progress import say
 from tuneship.core.stage import Job
 from tuneship.train import base as packed
-from tuneship.train import candidates, compress, merge, parity, prepare, skeleton
-from tuneship.train.candidates import Kept, Text
-from tuneship.train.merge import Onto, Trained
+from tuneship.train import parity, prepare
+from tuneship.train.elsewhere import compress
+from tuneship.train.merging import candidates, merge, skeleton
+from tuneship.train.merging.candidates import Kept, Text
+from tuneship.train.merging.merge import Onto, Trained
 from tuneship.train.parity import Comparison
 from tuneship.train.prepare import Prepared
 

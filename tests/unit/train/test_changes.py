@@ -19,14 +19,14 @@ CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_pr
 
 
 def plan(adapter: dict[str, tuple[int, ...]], *, tied: bool = False, base: Any = None, **config: Any):
-    from tuneship.train.merge_plan import Skeleton
-    from tuneship.train.merge_plan import plan as make
+    from tuneship.train.merging.changes import Skeleton
+    from tuneship.train.merging.changes import plan as make
 
     return make(base or BASE, adapter, CONFIG | config, Skeleton(EMBEDDING, HEAD, tied, frozenset()))
 
 
 def test_what_has_a_pair_is_added_to_and_the_rest_stays():
-    from tuneship.train.merge_plan import Change, Delta
+    from tuneship.train.merging.changes import Change, Delta
 
     made = plan(Q_PAIR, alpha_pattern={"q_proj": 2})
     delta = Delta(f"{P}{Q}.lora_A.weight", f"{P}{Q}.lora_B.weight", 0.5)
@@ -35,7 +35,7 @@ def test_what_has_a_pair_is_added_to_and_the_rest_stays():
 
 
 def test_a_tied_head_is_made_of_the_embedding_whatever_the_checkpoint_has_under_its_name():
-    from tuneship.train.merge_plan import Change
+    from tuneship.train.merging.changes import Change
 
     head = {f"{P}lm_head.lora_A.weight": (4, 8), f"{P}lm_head.lora_B.weight": (32, 4)}
     for base in (BASE, {key: shape for key, shape in BASE.items() if key != HEAD}):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tuneship.core.errors import ArtifactError
-from tuneship.train import own_environment, shards
-from tuneship.train.merge_plan import Skeleton
+from tuneship.train.elsewhere import own_environment
+from tuneship.train.merging import shards
+from tuneship.train.merging.changes import Skeleton
 
 Scheme = Literal["fp8", "w4a16"]
 

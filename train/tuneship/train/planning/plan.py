@@ -16,9 +16,9 @@ from tuneship.core.errors import PlanError
 from tuneship.core.hardware import Hardware
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
-from tuneship.train import memory
-from tuneship.train.calibration import Calibration
-from tuneship.train.memory import Memory, Setting
+from tuneship.train.planning import memory
+from tuneship.train.planning.calibration import Calibration
+from tuneship.train.planning.memory import Memory, Setting
 
 _USABLE = 0.9
 """Of the device's memory by arithmetic, which may be a tenth off."""

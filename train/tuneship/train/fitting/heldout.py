@@ -10,9 +10,10 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from tuneship.core.progress import say
-from tuneship.train import checkpoints, metrics, parity
-from tuneship.train.template import Encoded
-from tuneship.train.trainer import Trainer
+from tuneship.train import parity
+from tuneship.train.data.template import Encoded
+from tuneship.train.fitting import checkpoints, metrics
+from tuneship.train.fitting.trainer import Trainer
 
 _BEST = "best"
 
