@@ -125,7 +125,7 @@ def _measured(adapter: Artifact, template: str = "", noise: float = 0.0) -> list
 
     from tuneship.core.model_source import resolve
     from tuneship.core.recipe import Model, Quantization
-    from tuneship.train.data.template import ChatTemplate
+    from tuneship.train.data.template import ChatTemplate, Conversation
     from tuneship.train.model import load_base
     from tuneship.train.parity import measure_reference
 
@@ -139,4 +139,4 @@ def _measured(adapter: Artifact, template: str = "", noise: float = 0.0) -> list
     for parameter in base.parameters() if noise else ():
         parameter.data += noise * parameter.data.std() * torch.randn_like(parameter.data)
     model = PeftModel.from_pretrained(base, adapter.path).eval()
-    return list(measure_reference(model, [encode(row.messages or []) for row in rows], 0, "bfloat16"))
+    return list(measure_reference(model, [encode(Conversation(row.messages or [])) for row in rows], 0, "bfloat16"))

@@ -124,12 +124,12 @@ def measured(model: Path, adapter: Path, rows: Sequence[ReferenceRow], template:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tuneship.train.data.template import ChatTemplate
+    from tuneship.train.data.template import ChatTemplate, Conversation
     from tuneship.train.parity import measure_reference
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.chat_template = template or tokenizer.chat_template
-    encoded = [ChatTemplate(tokenizer).encode(row.messages or []) for row in rows]
+    encoded = [ChatTemplate(tokenizer).encode(Conversation(row.messages or [])) for row in rows]
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     return measure_reference(PeftModel.from_pretrained(base, adapter).eval(), encoded, 0, "float32")
 

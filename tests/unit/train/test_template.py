@@ -7,15 +7,16 @@ import pytest
 from tuneship.core.errors import DataError
 from tuneship.core.parity import ReferenceRow
 from tuneship.serve.verify.rendering import first_difference
-from tuneship.train.data.template import IGNORED, ChatTemplate, end_token_ids
+from tuneship.train.data.template import IGNORED, ChatTemplate, Conversation, end_token_ids
 
-CONVERSATION = [
+MESSAGES = [
     {"role": "system", "content": "be brief"},
     {"role": "user", "content": "one"},
     {"role": "assistant", "content": "uno"},
     {"role": "user", "content": "two"},
     {"role": "assistant", "content": "dos tres"},
 ]
+CONVERSATION = Conversation(MESSAGES)
 
 CHATML_WITH_DEFAULT_SYSTEM = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nbe good<|im_end|>\n"
@@ -84,7 +85,7 @@ def test_the_ids_before_an_answer_are_those_a_server_would_prefill(family):
     template, _ = family
     encoded = template.encode(CONVERSATION, "completion")
     first = next(i for i, label in enumerate(encoded.labels) if label != IGNORED)
-    served = template.tokenizer.apply_chat_template(CONVERSATION[:-1], add_generation_prompt=True, return_dict=False)
+    served = template.tokenizer.apply_chat_template(MESSAGES[:-1], add_generation_prompt=True, return_dict=False)
     assert encoded.input_ids[:first] == served
 
 
@@ -100,7 +101,7 @@ def test_verify_finds_the_prompt_in_what_training_kept(family, loss):
         trained=[],
         messages=list(encoded.messages),
     )
-    assert row.messages == CONVERSATION
+    assert row.messages == MESSAGES
     served = template.tokenizer.apply_chat_template(row.messages[:-1], add_generation_prompt=True, return_dict=False)
     assert first_difference(row, served) is None
     assert first_difference(row, [*served[:-1], 0]) == len(served) - 1
@@ -144,16 +145,16 @@ def test_a_prompt_that_melts_into_the_answer_is_refused(tokenizer):
     )
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "the invoice"}]
     with pytest.raises(DataError, match="into one token"):
-        ChatTemplate(tokenizer).encode(messages)
+        ChatTemplate(tokenizer).encode(Conversation(messages))
 
 
 def test_a_base_without_template_is_refused(tokenizer):
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
-        ChatTemplate(tokenizer)
+        ChatTemplate(tokenizer).encode(CONVERSATION)
 
 
 def test_what_the_template_itself_refuses_is_one_clear_error(tokenizer):
     tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(DataError, match="roles must alternate"):
-        ChatTemplate(tokenizer).render(CONVERSATION)
+        ChatTemplate(tokenizer).render(MESSAGES)

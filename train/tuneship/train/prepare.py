@@ -44,7 +44,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
     source = model_source.resolve(recipe.model.id, recipe.model.revision)
     tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=recipe.model.trust_remote_code)
-    template = ChatTemplate(tokenizer)
+    template = ChatTemplate(tokenizer, recipe.data.template)
     return Prepared(source, tokenizer, template, end_token_ids(template, checkpoint.end_token_ids(source.path)))
 
 

@@ -181,7 +181,9 @@ def _manifest(
         )
         if config
         else None,
-        template=artifacts.TemplateRecord(text=prepared.template.text, sha256=prepared.template.sha256, source="model"),
+        template=artifacts.TemplateRecord(
+            text=prepared.template.text, sha256=prepared.template.sha256, source=prepared.template.source
+        ),
         end_token_ids=prepared.end_ids,
         tokenizer_sha256=checkpoint.tokenizer_sha256(prepared.source.path),
         data=artifacts.DataRecord(

@@ -12,7 +12,7 @@ from tuneship.core.errors import DataError
 from tuneship.core.identity import data_sha256
 from tuneship.core.progress import say
 from tuneship.core.recipe import Data
-from tuneship.train.data.template import ChatTemplate, Encoded, Message
+from tuneship.train.data.template import ChatTemplate, Conversation, Encoded, Message
 
 _ROLES = {"system", "user", "assistant", "tool"}
 _SHOWN = 5
@@ -81,7 +81,7 @@ def _encode(line: str, data: Data, template: ChatTemplate) -> Encoded:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error}") from None
-    encoded = template.encode(to_messages(row, data.format), data.loss)
+    encoded = template.encode(Conversation(to_messages(row, data.format)), data.loss)
     if len(encoded.input_ids) > data.max_length:
         raise DataError(f"{len(encoded.input_ids)} tokens, over data.max_length = {data.max_length}")
     return encoded
