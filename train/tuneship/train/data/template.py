@@ -93,7 +93,7 @@ class ChatTemplate:
             )
         try:
             text = self.tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=for_generation
+                list(map(_as_served, messages)), tools=tools, tokenize=False, add_generation_prompt=for_generation
             )
         except Exception as error:  # noqa: BLE001 - templates raise what they like: jinja errors, ValueError, TypeError
             raise DataError(f"the chat template refuses the row: {error}") from None
@@ -111,8 +111,8 @@ class ChatTemplate:
             ids = self._text_ids(conversation.text)
             return Encoded(ids, list(ids))
         messages, tools = conversation.messages, conversation.tools
-        text = self.render(messages, tools=tools)
-        self._require_tools(conversation, text)
+        self._require_tools(conversation)
+        text = self._whole(conversation)
         encoding = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ids = encoding["input_ids"]
         if loss == "all":
@@ -126,22 +126,43 @@ class ChatTemplate:
             labels[first : last + 1] = ids[first : last + 1]
         return Encoded(ids, labels, messages, tools=tools)
 
+    def _whole(self, conversation: Conversation) -> str:
+        """The last prompt as a server renders it, and the answer.
+
+        Some templates (Mistral's from v0.3 on) write the system message into the user's turn only while that waits for
+        its answer, so that a whole conversation shows none of it. What such a template writes for the answer is taken
+        from the same conversation without a system message.
+        """
+        messages, tools = conversation.messages, conversation.tools
+        text = self.render(messages, tools=tools)
+        if messages[-1]["role"] != "assistant":
+            return text
+        prompt = self.render(messages[:-1], tools=tools, for_generation=True)
+        if text.startswith(prompt) or messages[0]["role"] != "system":
+            return text
+        answered = self._renders(messages[1:], tools)
+        asked = self._renders(messages[1:-1], tools, for_generation=True)
+        if answered is None or asked is None or not answered.startswith(asked):
+            return text
+        return prompt + answered.removeprefix(asked)
+
     def _turn(
         self, conversation: Conversation, turn: int, text: str, ids: list[int], offsets: list[tuple[int, int]]
     ) -> tuple[int, int]:
         """Index of the first token of an assistant's turn, and of its end-of-turn token."""
         messages, tools = conversation.messages, conversation.tools
+        is_last = turn == len(messages) - 1
         prompt = self.render(messages[:turn], tools=tools, for_generation=True)
-        through = self.render(messages[: turn + 1], tools=tools)
-        if not text.startswith(through):
+        through = text if is_last else self.render(messages[: turn + 1], tools=tools)
+        if is_last and not text.startswith(prompt):
+            raise DataError(
+                f"the chat template renders what is before message {turn} differently once that is the answer",
+                hint="no server would prefill this row; data.template can give it a template that does not",
+            )
+        if not (text.startswith(through) and through.startswith(prompt)):
             raise DataError(
                 f"the chat template renders message {turn} differently in mid-conversation",
                 hint='data.loss = "completion" learns the last answer alone',
-            )
-        if not through.startswith(prompt):
-            raise DataError(
-                f"the chat template renders what comes before message {turn} differently once that is answered",
-                hint="no server would see this row so; give data.template one that does not",
             )
         first = next((i for i, (start, _) in enumerate(offsets) if start >= len(prompt)), len(ids))
         inside = [i for i, (start, end) in enumerate(offsets) if first <= i and end <= len(through) and start < end]
@@ -158,19 +179,28 @@ class ChatTemplate:
             )
         return first, ends[-1]
 
-    def _require_tools(self, conversation: Conversation, text: str) -> None:
-        """A template that knows no tools leaves them out without a word, and the model would learn their absence."""
+    def _require_tools(self, conversation: Conversation) -> None:
+        """A template that knows no tools leaves them out without a word: then the model would learn to do without."""
         messages, tools = conversation.messages, conversation.tools
-        calls = any(message.get("tool_calls") for message in messages)
+        with_calls = any(message.get("tool_calls") for message in messages)
+        if not tools and not with_calls:
+            return
+        text = self.render(messages, tools=tools)
         if tools and self._renders(messages, None) == text:
-            raise DataError("the chat template writes no tools", hint="name them in a system message, or data.template")
-        without = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
-        if calls and self._renders(without, tools) == text:
-            raise DataError("the chat template writes no tool calls", hint="write them as content, or data.template")
+            raise DataError(
+                "the chat template writes no tools",
+                hint="name them in a system message, or give data.template one that does",
+            )
+        bare = [{key: value for key, value in message.items() if key != "tool_calls"} for message in messages]
+        if with_calls and self._renders(bare, tools) == text:
+            raise DataError(
+                "the chat template writes no tool calls",
+                hint="write them as the message's content, or give data.template one that does",
+            )
 
-    def _renders(self, messages: list[Message], tools: Tools | None) -> str | None:
+    def _renders(self, messages: list[Message], tools: Tools | None, *, for_generation: bool = False) -> str | None:
         try:
-            return self.render(messages, tools=tools)
+            return self.render(messages, tools=tools, for_generation=for_generation)
         except DataError:
             return None
 
@@ -197,6 +227,12 @@ def end_token_ids(template: ChatTemplate, configured: list[int]) -> tuple[int, .
     else:
         first = template.encode(Conversation([], text="a")).input_ids[-1]
     return tuple(dict.fromkeys([first, *configured]))
+
+
+def _as_served(message: Message) -> Message:
+    """As SGLang gives it to a template: what is null is not there, and an answer that only calls tools has no text."""
+    present = {key: value for key, value in message.items() if value is not None}
+    return {"role": message["role"], "content": ""} | present
 
 
 def _ends(tokenizer: Any) -> set[int]:
