@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tuneship.core import recipe_file
+from tuneship.core import data_source
+from tuneship.core.data_source import Folder
 from tuneship.core.files import sha256_file, sha256_text
 from tuneship.core.recipe import Recipe
 
@@ -31,7 +32,18 @@ def input_id(stage: str, version: int, recipe: Recipe, sections: Iterable[str], 
 
 
 def data_sha256(pattern: str) -> str:
-    """Hex SHA-256 over the bytes of the data files at `pattern`, in order; empty for an empty pattern."""
+    """Hex SHA-256 of the rows at `pattern`, as far as that can be said without reading them; empty for an empty one.
+
+    Over the bytes of files in order; of a folder's files with their names; the commit of a data set of the hub.
+    """
     if not pattern:
         return ""
-    return hashlib.sha256("".join(map(sha256_file, recipe_file.data_files(pattern))).encode()).hexdigest()
+    found = data_source.locate(pattern)
+    if not isinstance(found, Folder):
+        return hashlib.sha256("".join(map(sha256_file, found)).encode()).hexdigest()
+    which = [found.config, found.split]
+    if found.revision:
+        return sha256_text("\n".join([found.revision, *which]))
+    files = sorted(path for path in found.path.rglob("*") if path.is_file())
+    named = [f"{path.relative_to(found.path).as_posix()} {sha256_file(path)}" for path in files]
+    return sha256_text("\n".join([*which, *named]))

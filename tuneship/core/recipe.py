@@ -15,6 +15,15 @@ from tuneship.core.servable import PROJECTIONS, unserved_modules
 
 BUNDLED_PREFIX = "bundled:"
 
+FORMAT_COLUMNS = {
+    "messages": ("messages", "tools"),
+    "sharegpt": ("conversations", "system", "tools"),
+    "alpaca": ("instruction", "input", "output", "response", "system", "history"),
+    "prompt-completion": ("prompt", "completion", "tools"),
+    "text": ("text",),
+}
+"""{data.format: the columns that it knows}, in the order in which `auto` looks for them."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -60,23 +69,29 @@ class Quantization(Section):
 class Data(Section):
     """What is learnt from and what is held out. Paths are relative to the recipe."""
 
-    not_yet: ClassVar = {"format": ("sharegpt", "alpaca", "text")}
-
     train: Annotated[str, Field(min_length=1)]
+    """JSONL, JSON, CSV, Parquet or Arrow files (a path or a glob), a folder that `datasets` saved or can load, or
+    `hub:owner/name`; `:split` after the last two.
+    """
     heldout: str = ""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = "auto"
+    """auto: whichever of them a row has the columns of."""
     columns: dict[str, str] = {}
+    """{a column of the format: the one that stands for it in these rows}."""
     template: str = ""
+    """A chat template for a model that has none: `alpaca`, `chatml`, a Jinja file, or Jinja itself."""
     max_length: Annotated[int, Field(ge=16)] = 1024
     on_bad_row: Literal["fail", "skip"] = "fail"
     loss: Literal["assistant", "completion", "all"] = "assistant"
 
     @model_validator(mode="after")
-    def _refuse_own_columns_and_templates(self) -> Data:
-        for key in ("columns", "template"):
-            if getattr(self, key):
-                raise ValueError(f"{key} is not yet supported")
-        return self
+    def _columns_are_of_the_format(self) -> Data:
+        formats = FORMAT_COLUMNS if self.format == "auto" else {self.format: FORMAT_COLUMNS[self.format]}
+        if any(self.columns.keys() <= set(columns) for columns in formats.values()):
+            return self
+        known = "; ".join(f"{name}: {', '.join(columns)}" for name, columns in formats.items())
+        given = ", ".join(self.columns)
+        raise ValueError(f"columns names {given}, which no one format has ({known})")
 
 
 class Lora(Section):

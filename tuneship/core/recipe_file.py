@@ -13,6 +13,8 @@ from typing import Any, TypeGuard, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from tuneship.core import chat_templates, data_source
+from tuneship.core.data_source import Folder
 from tuneship.core.errors import DataError, RecipeError
 from tuneship.core.files import sha256_text, write_atomic
 from tuneship.core.recipe import BUNDLED_PREFIX, LM_EVAL_PREFIX, NAMED_WORKLOADS, Bench, BenchEval, Recipe
@@ -56,16 +58,16 @@ def digest(recipe: Recipe, *sections: str) -> str:
 
 
 def data_files(pattern: str) -> list[Path]:
-    """The files that `data.train` or `data.heldout` (a path or a glob) stands for, sorted.
+    """The files that a path or a glob stands for, sorted.
 
     Raises:
-        DataError: nothing there.
+        DataError: nothing is there, or a folder.
 
     """
-    paths = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())  # noqa: PTH207 - patterns are absolute
-    if not paths:
-        raise DataError(f"no data file at {pattern}", hint="data.train and data.heldout are relative to the recipe")
-    return paths
+    found = data_source.locate(pattern)
+    if isinstance(found, Folder):
+        raise DataError(f"{pattern} is a folder", hint="name its files: a path or a glob")
+    return found
 
 
 def bench_files(recipe: Recipe) -> list[str]:
@@ -213,7 +215,12 @@ def _with_absolute_paths(recipe: Recipe, root: Path) -> Recipe:
         return str((root / text).resolve()) if text else text
 
     data = recipe.data.model_copy(
-        update={"train": absolute(recipe.data.train), "heldout": absolute(recipe.data.heldout)}
+        update={
+            "train": data_source.absolute(recipe.data.train, root),
+            "heldout": data_source.absolute(recipe.data.heldout, root),
+            # The text and not the path: a run is what the template was when it began.
+            "template": chat_templates.resolve(recipe.data.template, root),
+        }
     )
     local = not recipe.model.id.startswith(BUNDLED_PREFIX) and (root / recipe.model.id).is_dir()
     model = recipe.model.model_copy(update={"id": absolute(recipe.model.id)}) if local else recipe.model

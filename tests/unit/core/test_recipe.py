@@ -16,9 +16,6 @@ REPOSITORY = Path(__file__).parents[3]
 SHIPPED = sorted((REPOSITORY / "recipes").glob("*.toml"))
 
 NOT_YET: dict[str, Any] = {
-    "data.format": ["sharegpt", "alpaca", "text"],
-    "data.columns": [{"prompt": "instruction"}],
-    "data.template": ["{{ messages }}"],
     "train.backend": ["unsloth"],
     "train.strategy": ["ddp", "fsdp2"],
 }

@@ -47,7 +47,7 @@ def test_a_glob_reads_all_files_in_order(tmp_path, template):
     [
         ("{", "not JSON"),
         ("[1]", "a row is an object, not list"),
-        ({"text": "x"}, "has the keys text; wanted messages, or prompt and completion"),
+        ({"answer": "x"}, "has the keys answer; wanted messages, conversations, instruction with output or response, "),
         ({"messages": []}, "not a list of messages"),
         ({"messages": [{"role": "bot", "content": "x"}]}, "message 0 has no role"),
         ({"messages": [{"role": "user", "content": "x"}]}, "the last message is not the assistant's"),

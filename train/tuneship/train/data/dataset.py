@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from tuneship.core import recipe_file
 from tuneship.core.errors import DataError
 from tuneship.core.identity import data_sha256
 from tuneship.core.progress import say
 from tuneship.core.recipe import Data
-from tuneship.train.data.template import ChatTemplate, Conversation, Encoded, Message
+from tuneship.train.data import formats, sources
+from tuneship.train.data.sources import Raw
+from tuneship.train.data.template import ChatTemplate, Encoded
 
-_ROLES = {"system", "user", "assistant", "tool"}
 _SHOWN = 5
 
 
@@ -47,15 +44,13 @@ def load(pattern: str, data: Data, template: ChatTemplate) -> Dataset:
         DataError: no file, no row, or (with `on_bad_row = "fail"`) a row that cannot be used; the first few are named.
 
     """
-    files = recipe_file.data_files(pattern)
     rows: list[Encoded] = []
     refused: list[str] = []
-    for file in files:
-        for number, line in _lines(file):
-            try:
-                rows.append(_encode(line, data, template))
-            except DataError as error:
-                refused.append(f"{file.name}:{number}: {error.message}")
+    for raw in sources.read(pattern):
+        try:
+            rows.append(_encode(raw, data, template))
+        except DataError as error:
+            refused.append(f"{raw.place}: {error.message}")
     if refused and data.on_bad_row == "fail":
         more = f"\nand {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
         raise DataError(
@@ -69,54 +64,10 @@ def load(pattern: str, data: Data, template: ChatTemplate) -> Dataset:
     return Dataset(rows, data_sha256(pattern))
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield number, line
-
-
-def _encode(line: str, data: Data, template: ChatTemplate) -> Encoded:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise DataError(f"not JSON: {error}") from None
-    encoded = template.encode(Conversation(to_messages(row, data.format)), data.loss)
+def _encode(raw: Raw, data: Data, template: ChatTemplate) -> Encoded:
+    if raw.error:
+        raise DataError(raw.error)
+    encoded = template.encode(formats.conversation(raw.row, data), data.loss)
     if len(encoded.input_ids) > data.max_length:
         raise DataError(f"{len(encoded.input_ids)} tokens, over data.max_length = {data.max_length}")
     return encoded
-
-
-def to_messages(row: Any, format_: str) -> list[Message]:
-    """One row of any known format as a conversation.
-
-    Raises:
-        DataError: the row is of none of them, a message lacks a role or text, or the last is not the assistant's.
-
-    """
-    if not isinstance(row, dict):
-        raise DataError(f"a row is an object, not {type(row).__name__}")
-    if format_ in {"auto", "messages"} and "messages" in row:
-        messages = row["messages"]
-    elif format_ in {"auto", "prompt-completion"} and {"prompt", "completion"} <= row.keys():
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["completion"]},
-        ]
-    else:
-        wanted = "messages, or prompt and completion" if format_ == "auto" else format_
-        raise DataError(f"has the keys {', '.join(sorted(row)) or 'none'}; wanted {wanted}")
-    _check(messages)
-    return list(messages)
-
-
-def _check(messages: Any) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise DataError("messages is not a list of messages")
-    for index, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in _ROLES:
-            raise DataError(f"message {index} has no role out of {', '.join(sorted(_ROLES))}")
-        if not isinstance(message.get("content"), str) or not message["content"].strip():
-            raise DataError(f"message {index} ({message['role']}) has no text")
-    if messages[-1]["role"] != "assistant":
-        raise DataError("the last message is not the assistant's")
