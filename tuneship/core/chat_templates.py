@@ -25,9 +25,27 @@ _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Mistral's own templates (v0.3 on) write the system message into the last user turn, and only while that waits for its
+# answer: what was said before an earlier answer then depends on how the conversation goes on.
+_MISTRAL = (
+    "{% set system, rest = '', messages %}"
+    "{% if messages[0]['role'] == 'system' %}{% set system, rest = messages[0]['content'], messages[1:] %}{% endif %}"
+    "{{ bos_token }}{% for message in rest %}"
+    "{% if message['role'] == 'user' %}"
+    "{% if loop.first and tools %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "[INST] {% if loop.first and system %}{{ system + '\\n\\n' }}{% endif %}{{ message['content'] }}[/INST]"
+    "{% elif message['role'] == 'assistant' and message['tool_calls'] %}[TOOL_CALLS] ["
+    "{% for call in message['tool_calls'] %}{{ (call['function'] | tojson)[:-1] }}, "
+    """"id": "{{ call['id'] }}"}{% if not loop.last %}, {% endif %}{% endfor %}]{{ eos_token }}"""
+    "{% elif message['role'] == 'assistant' %} {{ message['content'] | trim }}{{ eos_token }}"
+    "{% elif message['role'] == 'tool' %}[TOOL_RESULTS] "
+    """{"content": {{ message['content'] }}, "call_id": "{{ message['tool_call_id'] }}"}[/TOOL_RESULTS]"""
+    "{% else %}{{ raise_exception('the mistral template has no turn for ' + message['role']) }}{% endif %}{% endfor %}"
+)
 
-BUILTIN = {"alpaca": _ALPACA, "chatml": _CHATML}
-"""{short name: Jinja source}. `alpaca` needs no token but the tokenizer's EOS; `chatml` its own two."""
+BUILTIN = {"alpaca": _ALPACA, "chatml": _CHATML, "mistral": _MISTRAL}
+"""{short name: Jinja source}. `alpaca` needs no token but the tokenizer's EOS, the others those of their families.
+`mistral` is Mistral v0.3's with system message and tools in the first user turn, where they stay."""
 
 
 def resolve(value: str, folder: Path) -> str:
