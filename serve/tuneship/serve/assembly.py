@@ -155,12 +155,12 @@ def _live(supervisor: Supervisor, routes: Routes, slots: Slots | None) -> Live:
 
 def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry) -> Verify:
     """How a version is held against the evidence that it came with."""
-    scorer = EngineScorer(engine.upstream, catalog.base)
     memory = Memory(lambda: engine.supervisor.engine)
 
-    async def judge(version: Version, source: Path) -> str:
+    async def judge(version: Version, source: Path, loaded: asyncio.Event) -> str:
         if not serve.verify:
             return "not asked"
+        scorer = EngineScorer(engine.upstream, catalog.base, loaded)
         others = {v.name: v.selector for v in registry.present() if v.state in SERVED and v.name != version.name}
         reference = await asyncio.to_thread(read_evidence, source / EVIDENCE)
         # What SGLang quantizes while it loads has other bits than lie on the disk.

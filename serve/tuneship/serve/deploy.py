@@ -1,6 +1,6 @@
 """Which versions answer, changed while the server runs: load, give weight, promote, roll back, unload.
 
-    deployer.load(path, alias="sql", weight=0.05)   # checked, copied, loaded, verified; then a canary
+    deployer.load(path, alias="sql", weight=0.05)   # checked, copied, loaded, proven, verified; then a canary
     deployer.promote("sql")                         # one write: the next request is the new version's
     deployer.rollback("sql")
     deployer.unload("sql@3fa9c1d20b77")             # answers nobody new at once, and is gone when its last answer is
@@ -35,9 +35,12 @@ from tuneship.serve.upstream import Upstream
 DRAIN_S = 60.0
 _READY_S = 5.0
 
-_Found = TypeVar("_Found")
-Verify = Callable[[Version, Path], Awaitable[str]]
-"""(the loaded version, the directory that it came from) -> what to note; ParityError where it is another model."""
+_First = TypeVar("_First")
+_Second = TypeVar("_Second")
+Verify = Callable[[Version, Path, asyncio.Event], Awaitable[str]]
+"""(a version, the directory that it came from, set once it is loaded and may be asked) -> what to note.
+
+ParityError where it is another model. What it can find out without the adapter, it finds out before."""
 
 
 class Engine(NamedTuple):
@@ -94,9 +97,10 @@ class Deployer:
                     hint="leave the weight out: the first version of an alias answers all requests",
                 )
             known = self._registry.find(f"{alias}@{checked.content_id[:12]}")
-            if known is None or known.state not in SERVED:  # one that comes or goes is refused there
-                known = await self._bring_in(checked, alias, path, begun, pinned=pinned, actor=actor)
-            return self._give(known, weight, actor)
+            if known and known.state in SERVED:
+                await self._checker.prove(checked, checked.path)
+                return self._give(known, weight, actor)
+            return await self._bring_in(checked, alias, path, begun, weight, pinned=pinned, actor=actor)
 
     def promote(self, name: str, *, actor: str = "") -> Version:
         """Let a version (`alias@id`, or an alias's only candidate) answer all requests to its alias.
@@ -194,8 +198,10 @@ class Deployer:
             ParityError: one of them is not what was trained.
 
         """
+        loaded = asyncio.Event()
+        loaded.set()
         for version, source in fresh:
-            verified = await self._verify(version, source)
+            verified = await self._verify(version, source, loaded)
             self._registry.loaded(version.name, verified, "start")
             if before := self._live(version.alias):
                 say(f"{version.name} is new in --adapters: it answers in place of {before.name}")
@@ -219,11 +225,12 @@ class Deployer:
         alias: str,
         source: Path,
         begun: asyncio.Task[Begun | None],
+        weight: float | None,
         *,
         pinned: bool,
         actor: str,
     ) -> Version:
-        """The checked adapter, loaded and judged, with no weight yet."""
+        """The checked adapter, loaded, proven and judged, with its weight; one that comes or goes is refused."""
         await self._engine.supervisor.ready(_READY_S)
         kept = await asyncio.to_thread(self._store.copy, checked, await asyncio.shield(begun))
         try:
@@ -233,27 +240,30 @@ class Deployer:
             raise
         try:
             flushed = asyncio.to_thread(self._store.flush, kept)
-            verified = await _together(flushed, self._judged(version, checked, source))
+            _, (remarks, verified) = await _together(flushed, self._judged(version, checked, source))
         except BaseException as error:
             await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
             raise
-        for remark in (*checked.remarks, *quantized.remarks(source, self._routes.base.path)):
+        for remark in (*remarks, *quantized.remarks(source, self._routes.base.path)):
             say(f"warning: {remark}")
-        return self._changed(self._registry.loaded(version.name, verified, actor))
+        return self._arrived(version, verified, weight, actor)
 
-    async def _judged(self, version: Version, checked: CheckedAdapter, source: Path) -> str:
-        """What verification says of it, once it is in the engine."""
-        upstream, began = self._engine.upstream, time.monotonic()
-        await _together(  # nobody asks it before both are done
-            asyncio.to_thread(self._store.prove, checked, version.path),
-            engine_adapters.load(upstream, version.selector, version.path, pinned=version.pinned),
-        )
-        load_s = time.monotonic() - began
-        verified = await _together(
-            engine_adapters.answer_once(upstream, version.selector), self._verify(version, source)
-        )
+    async def _judged(self, version: Version, checked: CheckedAdapter, source: Path) -> tuple[tuple[str, ...], str]:
+        """(remarks, what verification says of it), once it is in the engine."""
+        upstream, began, loaded = self._engine.upstream, time.monotonic(), asyncio.Event()
+        loading = engine_adapters.load(upstream, version.selector, version.path, pinned=version.pinned)
+        verifying = asyncio.ensure_future(self._verify(version, source, loaded))
+        try:
+            # Nobody asks it before both are done: what is not proven may end the engine at the first question.
+            remarks, _ = await _together(self._checker.prove(checked, version.path), loading)
+            load_s = time.monotonic() - began
+            loaded.set()
+            _, verified = await _together(engine_adapters.answer_once(upstream, version.selector), verifying)
+        finally:
+            verifying.cancel()
+            await asyncio.gather(verifying, return_exceptions=True)
         self._metrics.adapter_loaded(load_s)
-        return verified
+        return remarks, verified
 
     async def _undo(self, version: Version, reason: str, actor: str) -> None:
         """A version that did not make it leaves no trace but its history."""
@@ -266,14 +276,31 @@ class Deployer:
         self._store.drop(version.path)
         self._metrics.adapter_load_failed()
 
+    def _arrived(self, version: Version, verified: str, weight: float | None, actor: str) -> Version:
+        """It is loaded and has its weight, in one write; where that is refused it is loaded all the same."""
+        refused: RegistryError | None = None
+        with self._registry.at_once():
+            now = self._registry.loaded(version.name, verified, actor)
+            try:
+                now = self._weighed(now, weight, actor)
+            except RegistryError as error:
+                refused = error
+        self._refresh()
+        if refused:
+            raise refused
+        return now
+
     def _give(self, version: Version, weight: float | None, actor: str) -> Version:
+        return self._changed(self._weighed(version, weight, actor))
+
+    def _weighed(self, version: Version, weight: float | None, actor: str) -> Version:
         if weight is None:
             if self._live(version.alias):
                 return version
             weight = 1.0
         if weight >= 1:
-            return self._changed(self._registry.promote(version.name, actor))
-        return self._changed(self._registry.weigh(version.name, weight, actor))
+            return self._registry.promote(version.name, actor)
+        return self._registry.weigh(version.name, weight, actor)
 
     def _end(self, version: Version, actor: str) -> asyncio.Task[EngineError | None]:
         """Its ending, which goes on whoever waits for it; what went wrong with it."""
@@ -346,13 +373,13 @@ class Deployer:
         return found
 
 
-async def _together(first: Awaitable[object], second: Awaitable[_Found]) -> _Found:
-    """What `second` finds, when both are over; what went wrong with `first` is said before what did with `second`."""
-    failure, found = await asyncio.gather(first, second, return_exceptions=True)
-    for error in (failure, found):
+async def _together(first: Awaitable[_First], second: Awaitable[_Second]) -> tuple[_First, _Second]:
+    """What both find, when both are over; what went wrong with `first` is said before what did with `second`."""
+    found = await asyncio.gather(first, second, return_exceptions=True)
+    for error in found:
         if isinstance(error, BaseException):
             raise error
-    return cast("_Found", found)
+    return cast("tuple[_First, _Second]", tuple(found))
 
 
 def refuse_adapters(mode: str) -> PreflightError:

@@ -7,17 +7,19 @@ its old path when somebody asks for it: names are never used twice, and the file
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 from tuneship.core.errors import EngineError, PreflightError
+from tuneship.serve.joined import Prompts
 from tuneship.serve.upstream import Upstream
 
 LOAD_S = 120.0
 UNLOAD_S = 30.0
 _ANSWER_S = 120.0
-_QUESTION = "Which orders of the last month have not been shipped yet?"
-"""Of some tokens: over an NF4 base on an H100 a prompt of one took 72 ms, and one of 512 took 27."""
+_QUESTION = list(range(1, 13))
+"""Ids that every vocabulary has, more than one: over NF4 on an H100 one took 72 ms, and 512 took 27."""
 
 
 async def load(upstream: Upstream, selector: str, path: Path, *, pinned: bool) -> None:
@@ -52,12 +54,20 @@ async def unload(upstream: Upstream, selector: str, timeout_s: float = UNLOAD_S)
 async def answer_once(upstream: Upstream, selector: str) -> None:
     """One token of `selector`: that it answers at all, and its weights are where they are needed.
 
+    In one request with what else the server asks at the moment.
+
     Raises:
         PreflightError: SGLang refuses to generate with it.
         EngineError: the engine is not there, died of it, or said nothing in time.
 
     """
-    body = {"text": _QUESTION, "sampling_params": {"max_new_tokens": 1, "temperature": 0}, "lora_path": selector}
+    try:
+        async with asyncio.timeout(_ANSWER_S):
+            if await upstream.joined.ask(Prompts(selector, [_QUESTION], new_tokens=1)):
+                return
+    except TimeoutError:
+        raise EngineError(f"the engine said nothing to /generate within {_ANSWER_S:g} s") from None
+    body = {"input_ids": _QUESTION, "sampling_params": {"max_new_tokens": 1, "temperature": 0}, "lora_path": selector}
     status, said = await upstream.tell("/generate", body, _ANSWER_S)
     if status != 200:
         raise PreflightError(f"it does not answer: {_message(said)}", hint="the engine's log tells more")

@@ -11,6 +11,7 @@ not support echoed log-probabilities.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse, Response
 from tuneship.core.endpoint import VERSION_HEADER
 from tuneship.serve.calls import Call, address
 from tuneship.serve.catalog import Entry
+from tuneship.serve.joined import Prompts
 from tuneship.serve.refusals import Refusal
 from tuneship.serve.upstream import Upstream
 
@@ -68,16 +70,23 @@ async def score(upstream: Upstream, entry: Entry, asked: dict[str, Any]) -> Resp
 
 
 async def token_logprobs(
-    upstream: Upstream, entry: Entry, rows: list[list[int]], starts: list[int]
+    upstream: Upstream, entry: Entry, rows: list[list[int]], starts: list[int], *, joined: bool = False
 ) -> list[list[float]]:
     """Per row its figures from its start on, under the model `entry`, for the server's own use.
+
+    With `joined` in one request with what else the server asks at the moment.
 
     Raises:
         Refusal: 502 as `score`; whatever `Upstream.fetch` raises.
 
     """
-    answer = await upstream.fetch("/generate", Call(entry, _engine_body(rows, starts, entry)))
-    return _token_logprobs(answer, rows, starts, entry)
+    # SGLang gives no figure for the first token that it is asked about: ask about one before.
+    before = [max(start - 1, 0) for start in starts]
+    results = await upstream.joined.ask(Prompts(entry.selector, rows, before)) if joined else None
+    if results is None:
+        answer = await upstream.fetch("/generate", Call(entry, _engine_body(rows, before, entry)))
+        return _token_logprobs(lambda: json.loads(answer), rows, starts, entry)
+    return _token_logprobs(lambda: results, rows, starts, entry)
 
 
 def _read(asked: dict[str, Any], entry: Entry) -> _Asked:
@@ -94,17 +103,18 @@ def _engine_body(rows: list[list[int]], starts: list[int], entry: Entry) -> byte
     body = {
         "input_ids": rows,
         "return_logprob": True,
-        # SGLang gives no figure for the first token that it is asked about: ask about one before.
-        "logprob_start_len": [max(start - 1, 0) for start in starts],
+        "logprob_start_len": starts,
         "sampling_params": {"max_new_tokens": 0, "temperature": 0},
     }
     return json.dumps(body | ({"lora_path": entry.selector} if entry.selector else {})).encode()
 
 
-def _token_logprobs(answer: bytes, rows: list[list[int]], starts: list[int], entry: Entry) -> list[list[float]]:
+def _token_logprobs(
+    read: Callable[[], Any], rows: list[list[int]], starts: list[int], entry: Entry
+) -> list[list[float]]:
     """Per row its figures from its start on, checked to be about the ids that were sent."""
     try:
-        results = json.loads(answer)
+        results = read()
         return [
             _of_row(result["meta_info"]["input_token_logprobs"], ids, start)
             for result, ids, start in zip(results, rows, starts, strict=True)

@@ -4,7 +4,7 @@
     store.sweep({version.path for version in registry.present()})
     begun = store.begin(folder)     # while it is being checked; forgotten, where it is not taken
     path = store.copy(preflight.check(folder, base, limits), begun)
-    store.prove(checked, path)      # may go on while an engine reads it, and must be over before anybody asks that
+    store.prove(checked, path)      # or `preflight.prove`: while an engine reads it, and before anybody asks that
     store.flush(path)               # the same, before it is written down that it is served
     store.drop(path)
 
@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 from tuneship.core import artifact
 from tuneship.core.artifact import FileRecord
-from tuneship.core.errors import ArtifactError, RegistryError
-from tuneship.core.files import sync_directory, sync_tree
-from tuneship.serve.preflight import CheckedAdapter, folding
+from tuneship.core.errors import RegistryError
+from tuneship.core.files import sha256_file, sync_directory, sync_tree
+from tuneship.serve.preflight import CheckedAdapter, proof
 from tuneship.serve.preflight.files import CONFIG, WEIGHTS
 from tuneship.serve.registry.records import SHORT
 
@@ -111,7 +111,7 @@ class AdapterStore:
                     try:
                         _copy(checked.path / name, work)
                     except FileNotFoundError:
-                        raise _changed(checked) from None
+                        raise proof.changed(checked) from None
             work.chmod(0o755)
             return self._put(work, checked.content_id[:SHORT])
 
@@ -123,8 +123,9 @@ class AdapterStore:
 
         """
         with self._writing():
-            if not _is_what_was_checked(path, checked):
-                raise _changed(checked)
+            file = path / WEIGHTS
+            if not proof.is_of(checked, path, FileRecord(size=file.stat().st_size, sha256=sha256_file(file))):
+                raise proof.changed(checked)
 
     def flush(self, path: Path) -> None:
         """Let the copy at `path` outlive a power cut.
@@ -191,25 +192,3 @@ def _copy(file: Path, folder: Path) -> None:
             while os.copy_file_range(source.fileno(), copy.fileno(), 1 << 30):
                 pass
         shutil.copyfileobj(source, copy, 1 << 20)
-
-
-def _is_what_was_checked(work: Path, checked: CheckedAdapter) -> bool:
-    """Whether the bytes in `work` are those that `checked.content_id` stands for, however it was made."""
-    copied = artifact.hash_payload(work)
-    if artifact.content_id(copied) == checked.content_id:  # a plain directory: the two files are its identity
-        return True
-    if artifact.is_artifact(checked.path):
-        return _are_files_of(copied, checked)
-    return folding.is_name_of(checked.path, copied[WEIGHTS].sha256, (work / CONFIG).read_bytes())
-
-
-def _are_files_of(copied: dict[str, FileRecord], checked: CheckedAdapter) -> bool:
-    listed = artifact.read_manifest(checked.path).files
-    return artifact.content_id(listed) == checked.content_id and copied.items() <= listed.items()
-
-
-def _changed(checked: CheckedAdapter) -> ArtifactError:
-    return ArtifactError(
-        f"adapter {checked.name!r} was changed while it was being loaded: {checked.path}",
-        hint="load it again when nobody writes to it",
-    )

@@ -2,6 +2,7 @@
 
     headers(file)     # {key: dtype, shape, place}
     read(file)        # the same, what the values are like, and the file's SHA-256, of one and the same bytes
+    digest(file)      # the same without a look at the values
 
 Format: 8 bytes little-endian length, that many bytes of JSON, then the data that the JSON's offsets cover without gaps
 (https://github.com/huggingface/safetensors#format). The library checks all of that when it opens a file, so we ask it.
@@ -96,30 +97,44 @@ def read(file: Path) -> Contents:
         ArtifactError: as `headers`.
 
     """
+    return _read(file, frozenset(FLOATS))
+
+
+def digest(file: Path) -> Contents:
+    """`read` without a look at the values.
+
+    Raises:
+        ArtifactError: as `headers`.
+
+    """
+    return _read(file, frozenset())
+
+
+def _read(file: Path, looked_at: frozenset[str]) -> Contents:
     if not file.is_file():  # opening a pipe would wait for somebody to write
         raise ArtifactError(f"{file} is not a file")
-    digest, hashing = hashlib.sha256(), list[Future[None]]()
+    sha256, hashing = hashlib.sha256(), list[Future[None]]()
     buffers = [memoryview(bytearray(_BLOCK)) for _ in range(_AHEAD)]
     with _readable(file) as opened, ThreadPoolExecutor(1) as hasher:
-        raw, found = _header(opened)
-        digest.update(raw)
-        size, highest = len(raw), {key: 0 for key, tensor in found.items() if tensor.dtype in FLOATS}
+        header, found = _header(opened)
+        sha256.update(header)
+        size, highest = len(header), {key: 0 for key, tensor in found.items() if tensor.dtype in looked_at}
         for number, block in enumerate(_blocks(found)):
             if number >= _AHEAD:
                 hashing[number - _AHEAD].result()
             data = buffers[number % _AHEAD][: block[-1].end - block[0].start]
             if block[0].start != size or opened.readinto(data) != len(data):
                 raise ValueError("it is being written to")
-            hashing.append(hasher.submit(digest.update, data))
+            hashing.append(hasher.submit(sha256.update, data))
             for key, start, end in block:
                 if key in highest:
-                    values = data[start - size : end - size]
-                    highest[key] = max(highest[key], _highest(values, FLOATS[found[key].dtype]))
+                    raw = data[start - size : end - size]
+                    highest[key] = max(highest[key], _highest(raw, FLOATS[found[key].dtype]))
             size += len(data)
         if opened.read(1):
             raise ValueError("it is being written to")
-    looked_at = {key: Values(most < FLOATS[found[key].dtype].exponent, most == 0) for key, most in highest.items()}
-    return Contents(size, digest.hexdigest(), found, looked_at)
+    values = {key: Values(most < FLOATS[found[key].dtype].exponent, most == 0) for key, most in highest.items()}
+    return Contents(size, sha256.hexdigest(), found, values)
 
 
 def read_bytes(file: Path, tensor: Tensor) -> bytes:

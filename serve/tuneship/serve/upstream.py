@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
@@ -13,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 from tuneship.core.endpoint import VERSION_HEADER
 from tuneship.core.errors import EngineError
 from tuneship.serve.calls import Call
+from tuneship.serve.catalog import Entry
+from tuneship.serve.joined import Joined
 from tuneship.serve.refusals import Refusal, UpstreamError, engine_unavailable
 
 EVENT_END = b"\n\n"
@@ -25,6 +29,8 @@ _METRICS_S = 5
 _METRICS_HEADERS = {"Accept": "text/plain", "Accept-Encoding": "identity"}
 # Failures on the way: refused, reset, ended early. aiohttp's own exceptions, and the system's below them.
 _BROKEN = (aiohttp.ClientError, OSError)
+_OURSELVES = Entry("", "", None, Path(), "", "")
+"""In place of a model that a client named."""
 
 
 class Upstream:
@@ -35,6 +41,8 @@ class Upstream:
         """Requests that the engine has not finished answering."""
         self.heard_at = time.monotonic()
         """When a request last began to wait for an engine that had nothing to do, or anything came back."""
+        self.joined = Joined(self._generate)
+        """For what the server itself asks."""
         self._url = url
 
     def open(self, url: str) -> None:
@@ -101,6 +109,9 @@ class Upstream:
         """
         answer = await self.ask(path, call)
         return bytes(answer.body)
+
+    async def _generate(self, body: dict[str, Any]) -> bytes:
+        return await self.fetch("/generate", Call(_OURSELVES, json.dumps(body).encode()))
 
     async def tell(self, path: str, body: dict[str, Any], timeout_s: float) -> tuple[int, bytes]:
         """POST `body`, a word between us and the engine that no client asked for; (status, what it says).

@@ -198,13 +198,13 @@ class ScriptedEngine:
 class World:
     """A deployer and all that it writes to."""
 
-    def __init__(self, folder: Path, facts_check: Any, registry: Registry, upstream: Upstream) -> None:
+    def __init__(self, folder: Path, facts: BaseModel, registry: Registry, upstream: Upstream) -> None:
         self.engine = ScriptedEngine()
         self.registry, self.copies = registry, folder / "copies"
         self.routes, self.metrics = Routes(SERVED_BASE), Metrics(Live)
         self.supervisor = Supervisor(lambda: pytest.fail("nothing starts here"), folder / "log", upstream, Patience())
         self.verdict: asyncio.Future[str] | str | TuneshipError = "passed"
-        self._check = facts_check
+        self._facts = facts
         books = Books(registry, AdapterStore(self.copies), self.routes, self.metrics, Slots(4))
         self.deployer = Deployer(books, Engine(self.supervisor, upstream), self, self.verify)  # type: ignore[arg-type]
 
@@ -216,9 +216,12 @@ class World:
         """As the checker's."""
 
     async def check(self, path: Path) -> CheckedAdapter:
-        return self._check(path)
+        return preflight.fits(path, self._facts)
 
-    async def verify(self, _: Version, __: Path) -> str:
+    async def prove(self, checked: CheckedAdapter, copy: Path) -> tuple[str, ...]:
+        return await asyncio.to_thread(preflight.prove, checked, copy, self._facts)
+
+    async def verify(self, _: Version, __: Path, ___: asyncio.Event) -> str:
         if isinstance(self.verdict, TuneshipError):
             raise self.verdict
         return self.verdict if isinstance(self.verdict, str) else await self.verdict
@@ -241,10 +244,10 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path, check) -> AsyncIterator[World]:
+async def world(tmp_path: Path, facts: BaseModel) -> AsyncIterator[World]:
     with Registry.open(tmp_path / "registry.sqlite", "b", "the-base") as registry:
         async with Upstream() as upstream:
-            made = World(tmp_path, check, registry, upstream)
+            made = World(tmp_path, facts, registry, upstream)
             app = web.Application()
             app.router.add_post("/{path:.*}", made.engine.handle)
             runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)

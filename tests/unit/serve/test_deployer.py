@@ -69,13 +69,13 @@ async def test_what_is_refused_before_leaves_nothing(world, adapters, make_adapt
 
 
 async def test_nobody_is_asked_before_the_copy_is_proven(world, adapters, monkeypatch):
-    proven, proves = threading.Event(), AdapterStore.prove
+    proven, proves = asyncio.Event(), world.prove
 
-    def proves_late(*given: Any) -> None:
-        proven.wait(5)
-        proves(*given)
+    async def proves_late(*given: Any) -> Any:
+        await proven.wait()
+        return await proves(*given)
 
-    monkeypatch.setattr(AdapterStore, "prove", proves_late)
+    monkeypatch.setattr(world, "prove", proves_late)
     loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
     await until(lambda: world.engine.adapters)
     await asyncio.sleep(0.05)

@@ -4,6 +4,9 @@
     checked = check(Path("adapters/sql"), base, Limits(max_rank=64))
     checked.path      # what SGLang is given: the directory, or a sealed copy of it in SGLang's words
 
+    checked = fits(path, base, limits)          # the same in little time, of what is to be copied: it harms no engine,
+    remarks = prove(checked, copy, base, limits)         # and of the copy all that is left, before anybody asks it
+
 SGLang finds out late: a wrong shape ends the whole server at the first request, and what it does not know (rsLoRA, rank
 and alpha patterns, saved modules) it ignores and answers wrongly. So all of that is refused here, by name, with what to
 do about it. All that is wrong with an adapter is said at once. Adapters come from anywhere; one of ours has a manifest,
@@ -12,22 +15,23 @@ which is believed before its file names are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneship.core import artifact, servable
 from tuneship.core.artifact import Artifact, FileRecord
-from tuneship.core.errors import PreflightError
+from tuneship.core.errors import ArtifactError, PreflightError, TuneshipError
 from tuneship.core.files import sha256_file
 from tuneship.core.servable import PROJECTIONS, Layer, Reason
 from tuneship.serve import tensors
-from tuneship.serve.preflight import files, folding, settings, tokenizer, weights
+from tuneship.serve.preflight import files, folding, proof, settings, tokenizer, weights
 from tuneship.serve.preflight.base import BaseModel, read_base
+from tuneship.serve.preflight.checked import CheckedAdapter
 from tuneship.serve.tensors import Contents
 
-__all__ = ["PROJECTIONS", "BaseModel", "CheckedAdapter", "Limits", "check", "is_adapter", "read_base"]
+__all__ = ["PROJECTIONS", "BaseModel", "CheckedAdapter", "Limits", "check", "fits", "is_adapter", "prove", "read_base"]
 
 
 class Limits(NamedTuple):
@@ -35,18 +39,6 @@ class Limits(NamedTuple):
 
     max_rank: int = 64
     target_modules: tuple[str, ...] = PROJECTIONS
-
-
-class CheckedAdapter(NamedTuple):
-    """An adapter that can be served. `name` is the recipe's, else the directory's."""
-
-    name: str
-    content_id: str
-    """Of what was checked, not of the copy: folding changes the words, not the answers."""
-    path: Path
-    """What SGLang shall load."""
-    remarks: tuple[str, ...] = ()
-    """What is legal, and hardly meant."""
 
 
 def is_adapter(path: Path) -> bool:
@@ -73,12 +65,73 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
         reading = pool.submit(tensors.read, path / files.WEIGHTS)
         if opened:
             _verify(opened, reading)
-            artifact.check_base(opened, base.record.weights_sha256, base.record.id)
-        name = (opened.manifest.name if opened else "") or path.name
-        found = found or files.find(path)
-        written = _record(found.config)
+        return _judge(path, opened, found, reading.result, base, limits)
+
+
+def fits(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdapter:  # noqa: B008 - as above
+    """`check` without what takes long: an engine may load a copy of it, and nobody may ask that before `prove`.
+
+    Not looked at are the values, and whether an artifact is still what was sealed. What turns out to be wrong, or has
+    to be folded, is checked in full, so that all that is wrong is said, and in `check`'s words.
+
+    Raises:
+        ArtifactError, PreflightError: as `check`.
+
+    """
+    try:
+        opened = artifact.open_artifact(path, kind="adapter", verify=False) if artifact.is_artifact(path) else None
+        found = files.find(path)
+        if opened:
+            _trust(opened)
+            contents = Contents(0, "", tensors.headers(found.weights), {})
+        else:
+            contents = tensors.digest(found.weights)  # its name is made of what is in it
         config = settings.read(found.config)
-        contents = reading.result()
+        if not _is_folded(path, config, base, limits):
+            return _judge(path, opened, found, lambda: contents, base, limits)
+    except TuneshipError:
+        pass
+    return check(path, base, limits)
+
+
+def prove(
+    checked: CheckedAdapter,
+    copy: Path,
+    base: BaseModel,
+    limits: Limits = Limits(),  # noqa: B008 - as above
+) -> tuple[str, ...]:
+    """Make sure that `copy` is what was checked, and may answer: all of `check`, of the copy's own bytes; its remarks.
+
+    Raises:
+        ArtifactError: what was checked was damaged, or it was changed since.
+        PreflightError: its values are no numbers.
+
+    """
+    contents = proof.read(checked, copy)
+    config = settings.read(copy / files.CONFIG)
+    judged = weights.check(contents, config, base, limits.target_modules)
+    reasons = [*servable.unserved(config), *_rank(config, judged.layers, limits), *judged.reasons]
+    if reasons:
+        raise _refusal(checked.name, reasons)
+    return _remarks(checked.name, judged)
+
+
+def _judge(
+    path: Path,
+    opened: Artifact | None,
+    found: files.Files | None,
+    read: Callable[[], Contents],
+    base: BaseModel,
+    limits: Limits,
+) -> CheckedAdapter:
+    """Everything but whether the bytes are those that were sealed; `read` says what is in the weights."""
+    if opened:
+        artifact.check_base(opened, base.record.weights_sha256, base.record.id)
+    name = (opened.manifest.name if opened else "") or path.name
+    found = found or files.find(path)
+    written = _record(found.config)
+    config = settings.read(found.config)
+    contents = read()
     records = opened.manifest.files if opened else _records(written, contents)
     judged = weights.check(contents, config, base, limits.target_modules)
     reasons = [
@@ -94,7 +147,7 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
         name=name,
         content_id=opened.manifest.content_id if opened else artifact.content_id(records),
         path=_served(path, found, records, config, judged.layers, base, limits),
-        remarks=(f"adapter {name!r} changes nothing: its answers are the base's",) if judged.silent else (),
+        remarks=_remarks(name, judged),
     )
 
 
@@ -106,6 +159,12 @@ def _verify(opened: Artifact, reading: Future[Contents]) -> None:
         return reading.result().sha256 if known else sha256_file(file)
 
     artifact.verify_payload(opened, sha256)
+
+
+def _trust(opened: Artifact) -> None:
+    """Its manifest names it, until its bytes do."""
+    if artifact.content_id(opened.manifest.files) != opened.manifest.content_id:
+        raise ArtifactError(f"{opened.path}: {artifact.MANIFEST} does not fit its content id")
 
 
 def _origin(opened: Artifact, base: BaseModel) -> list[Reason]:
@@ -129,6 +188,10 @@ def _rank(config: Mapping[str, Any], layers: Mapping[str, Layer], limits: Limits
         return []
     fact = f"has rank {rank}, the server takes at most {limits.max_rank}"
     return [Reason(fact, f"restart with --max-rank {rank}")]
+
+
+def _remarks(name: str, judged: weights.Weights) -> tuple[str, ...]:
+    return (f"adapter {name!r} changes nothing: its answers are the base's",) if judged.silent else ()
 
 
 def _refusal(name: str, reasons: list[Reason]) -> PreflightError:
@@ -160,8 +223,12 @@ def _served(
     limits: Limits,
 ) -> Path:
     """The directory itself, if SGLang reads it as PEFT does; else the copy in its words."""
-    # SGLang refuses tokens beyond the embedding, also those that the base's own tokenizer lists (Gemma 3).
-    beyond = any(number >= base.vocab_size for number in tokenizer.added_tokens(path).values())
-    if beyond or servable.needs_folding(config, limits.target_modules):
+    if _is_folded(path, config, base, limits):
         return folding.copy(found.weights, records[files.WEIGHTS].sha256, servable.fold(config, layers), layers)
     return path.resolve()
+
+
+def _is_folded(path: Path, config: Mapping[str, Any], base: BaseModel, limits: Limits) -> bool:
+    # SGLang refuses tokens beyond the embedding, also those that the base's own tokenizer lists (Gemma 3).
+    beyond = any(number >= base.vocab_size for number in tokenizer.added_tokens(path).values())
+    return beyond or servable.needs_folding(config, limits.target_modules)

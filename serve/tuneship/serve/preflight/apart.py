@@ -3,6 +3,7 @@
     checker = Checker(source, limits)
     checker.start()                      # warm: it has imported and read the base before the first adapter comes
     checked = await checker.check(path)
+    remarks = await checker.prove(checked, copy)     # before anybody asks what has loaded the copy
 
 A hostile `adapter_config.json` can hold a pattern that a regular expression never finishes, and a huge file takes long:
 neither may stop the door. Whoever takes longer than `CHECK_S` is killed, and the next adapter gets a new process.
@@ -16,19 +17,37 @@ import os
 import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tuneship.core.errors import PreflightError, TuneshipError, by_name
 from tuneship.core.model_source import ModelSource
 from tuneship.core.process import die_with_parent
 from tuneship.serve import preflight
-from tuneship.serve.preflight import CheckedAdapter, Limits
+from tuneship.serve.preflight import BaseModel, CheckedAdapter, Limits
 
 CHECK_S = 120.0
 
 
+class _Proven(NamedTuple):
+    """The copy is what was checked, and may answer."""
+
+    remarks: tuple[str, ...]
+
+
+class _Failed(NamedTuple):
+    """An error, by its parts: not every exception can be sent."""
+
+    kind: str
+    message: str
+    hint: str
+
+
+_Question = tuple[Path, None] | tuple[CheckedAdapter, Path]
+"""What shall be checked, or what was and its copy."""
+
+
 class Checker:
-    """One process that checks one adapter at a time; started from the main thread, like every child of ours."""
+    """One process that answers one question at a time; started from the main thread, like every child of ours."""
 
     def __init__(self, source: ModelSource, limits: Limits) -> None:
         self._base = (source, limits)
@@ -58,18 +77,34 @@ class Checker:
             self._process = None
 
     async def check(self, path: Path, timeout_s: float = CHECK_S) -> CheckedAdapter:
-        """`preflight.check` of the adapter at `path`.
+        """`preflight.fits` of the adapter at `path`.
 
         Raises:
             ArtifactError, PreflightError: as that does, or it took longer than `timeout_s`.
 
         """
+        found = await self._ask((path, None), path.name, timeout_s)
+        assert isinstance(found, CheckedAdapter)
+        return found
+
+    async def prove(self, checked: CheckedAdapter, copy: Path, timeout_s: float = CHECK_S) -> tuple[str, ...]:
+        """`preflight.prove` of a copy of what was checked.
+
+        Raises:
+            ArtifactError, PreflightError: as `check`.
+
+        """
+        found = await self._ask((checked, copy), checked.name, timeout_s)
+        assert isinstance(found, _Proven)
+        return found.remarks
+
+    async def _ask(self, question: _Question, name: str, timeout_s: float) -> CheckedAdapter | _Proven:
         async with self._one_at_a_time:
             if self._process is None or not self._process.is_alive():
                 self.stop()
                 self.start()
             try:
-                self._pipe.send(path)
+                self._pipe.send(question)
                 answered = await asyncio.to_thread(self._pipe.poll, timeout_s)
             except OSError:
                 answered = True  # it ended, which shows below
@@ -79,18 +114,17 @@ class Checker:
             if not answered:
                 self.stop()
                 raise PreflightError(
-                    f"adapter {path.name!r} could not be checked within {timeout_s:g} s",
+                    f"adapter {name!r} could not be checked within {timeout_s:g} s",
                     hint="is one of the patterns in its adapter_config.json endless?",
                 )
             try:
-                found = self._pipe.recv()
+                found: CheckedAdapter | _Proven | _Failed = self._pipe.recv()
             except (EOFError, OSError):  # reset, where it ended before it read the question
                 self.stop()
-                raise PreflightError(f"checking adapter {path.name!r} ended the process that did it") from None
-        if isinstance(found, CheckedAdapter):
-            return found
-        kind, message, hint = found
-        raise by_name(kind)(message, hint)
+                raise PreflightError(f"checking adapter {name!r} ended the process that did it") from None
+        if isinstance(found, _Failed):
+            raise by_name(found.kind)(found.message, found.hint)
+        return found
 
 
 def _work(pipe: Connection, source: ModelSource, limits: Limits, parent: int) -> None:
@@ -100,12 +134,19 @@ def _work(pipe: Connection, source: ModelSource, limits: Limits, parent: int) ->
     base = preflight.read_base(source)
     while True:
         try:
-            path = pipe.recv()
+            what, copy = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send(preflight.check(path, base, limits))
+            pipe.send(_answered(what, copy, base, limits))
         except TuneshipError as error:
-            pipe.send((type(error).__name__, error.message, error.hint))
+            pipe.send(_Failed(type(error).__name__, error.message, error.hint))
         except OSError as error:
-            pipe.send(("ArtifactError", f"{path} cannot be read: {error.strerror or error}", ""))
+            place = what if copy is None else what.path
+            pipe.send(_Failed("ArtifactError", f"{place} cannot be read: {error.strerror or error}", ""))
+
+
+def _answered(what: Any, copy: Path | None, base: BaseModel, limits: Limits) -> CheckedAdapter | _Proven:
+    if copy is None:
+        return preflight.fits(what, base, limits)
+    return _Proven(preflight.prove(what, copy, base, limits))

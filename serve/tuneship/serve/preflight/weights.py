@@ -47,7 +47,10 @@ class _Pairs(NamedTuple):
 def check(
     contents: Contents, config: dict[str, Any], base: BaseModel, served: Collection[str] = PROJECTIONS
 ) -> Weights:
-    """Hold the tensors of a file against the base's matrices and the modules that the server wraps."""
+    """Hold the tensors of a file against the base's matrices and the modules that the server wraps.
+
+    Values that nobody looked at are taken for good.
+    """
     headers, values = contents.headers, contents.values
     pairs = _sort(headers)
     here = {module: halves for module, halves in pairs.found.items() if module in base.linear}
@@ -62,7 +65,7 @@ def check(
     changing = [
         module
         for module, halves in here.items()
-        if not any(values[key].zero for key, tensor in halves.values() if tensor.dtype in tensors.FLOATS)
+        if not any(values[key].zero for key, _ in halves.values() if key in values)
     ]
     return Weights(reasons, servable.layers(config, here), not changing)
 

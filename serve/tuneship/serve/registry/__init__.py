@@ -7,9 +7,9 @@
         registry.rollback("sql", "ops")                    # what answered before does so again
 
 A version is immutable, its name is `alias@` and the first digits of its content id. Each verb is one transaction that
-writes the new state and a line of history; after a crash at any write the registry is as it was before the verb, or as
-it is after it. A registry belongs to one base, and to one server at a time. It knows neither engine nor door: they
-follow it. All of it on one thread; a verb takes a write to the disk.
+writes the new state and a line of history, and so are several of them within `at_once`; after a crash at any write the
+registry is as it was before the verb, or as it is after it. A registry belongs to one base, and to one server at a
+time. It knows neither engine nor door: they follow it. All of it on one thread; a verb takes a write to the disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
@@ -76,6 +77,15 @@ class Registry:
     def close(self) -> None:
         """Let another server have it."""
         self._held.close()
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """All verbs within are one write to the disk; one that is refused has done nothing, and the others have.
+
+        Raises:
+            RegistryError: they cannot be written; all is as it was before the first.
+
+        """
+        return tables.transaction(self._held.connection)
 
     def add(self, alias: str, content_id: str, path: Path, *, pinned: bool = False, actor: str = "") -> Version:
         """Write down an adapter that was checked and lies at `path`: CHECKED. Another time once it is UNLOADED.

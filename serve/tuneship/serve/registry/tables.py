@@ -78,6 +78,8 @@ _TABLES = (
     "CREATE TRIGGER history_is_true BEFORE UPDATE ON history BEGIN SELECT RAISE(ABORT, 'history is kept'); END",
 )
 
+_OUTERMOST = ("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK")
+_NESTED = ("SAVEPOINT verb", "RELEASE verb", "ROLLBACK TO verb")
 _COLUMNS = "alias, content_id, path, state, weight, generation, pinned, verified, changed_at"
 
 
@@ -99,19 +101,20 @@ def connect(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """All that is written within, or nothing of it.
+    """All that is written within, or nothing of it; within another one it is on the disk when that is.
 
     Raises:
         RegistryError: it cannot be written; all is as it was.
 
     """
+    begin, end, undo = _NESTED if connection.in_transaction else _OUTERMOST
     try:
-        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(begin)
         yield
-        connection.execute("COMMIT")
+        connection.execute(end)
     except BaseException as error:
         if connection.in_transaction:  # a full disk has ended it already
-            connection.execute("ROLLBACK")
+            connection.execute(undo)
         if isinstance(error, sqlite3.Error):
             raise RegistryError(
                 f"the registry cannot be written, and is as it was: {error}", hint="is its disk full, or read-only?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -15,11 +16,15 @@ from tuneship.serve.verify.scorer import Message, ServerFault, batches, prompt_i
 
 
 class EngineScorer:
-    """Selectors are the engine's own names; `base` is the entry of the model that it was started with."""
+    """Selectors are the engine's own names; `base` is the entry of the model that it was started with.
 
-    def __init__(self, upstream: Upstream, base: Entry) -> None:
+    What needs no adapter is asked at once, and every figure when `loaded` is set.
+    """
+
+    def __init__(self, upstream: Upstream, base: Entry, loaded: asyncio.Event | None = None) -> None:
         self._upstream = upstream
         self._base = base
+        self._loaded = loaded
 
     async def logprobs(self, selector: str | None, rows: list[list[int]], starts: list[int]) -> list[list[float]]:
         """As `Scorer`.
@@ -29,10 +34,12 @@ class EngineScorer:
 
         """
         entry = self._base._replace(selector=selector)
+        if self._loaded:
+            await self._loaded.wait()
         found: list[list[float]] = []
         try:
             for batch in batches(rows):
-                found += await token_logprobs(self._upstream, entry, rows[batch], starts[batch])
+                found += await token_logprobs(self._upstream, entry, rows[batch], starts[batch], joined=True)
         except Refusal as refusal:
             raise _failure(refusal) from None
         return found
