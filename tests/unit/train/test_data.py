@@ -31,7 +31,7 @@ def settings(**changes) -> Data:
 def test_rows_of_both_formats_become_the_same_tokens(tmp_path, template):
     messages = dataset.load(write(tmp_path / "a.jsonl", GOOD), settings(), template)
     pairs = dataset.load(write(tmp_path / "b.jsonl", {"prompt": "hi", "completion": "ho"}), settings(), template)
-    assert messages.rows == pairs.rows
+    assert list(messages.rows) == list(pairs.rows)
     assert messages.loss_tokens == pairs.rows[0].loss_tokens > 1
     assert messages.sha256 != pairs.sha256
 

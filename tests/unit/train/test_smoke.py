@@ -8,12 +8,13 @@ import pytest
 
 from tuneship.core.errors import TrainError
 from tuneship.train.data.dataset import Dataset
-from tuneship.train.data.template import Encoded
+from tuneship.train.data.store import store
+from tuneship.train.data.template import IGNORED, Encoded
 from tuneship.train.fitting import smoke
 
 
 def dataset(count: int) -> Dataset:
-    return Dataset([Encoded([i], [i]) for i in range(count)], "sha")
+    return Dataset(store([Encoded([i], [i]) for i in range(count)]), "sha")
 
 
 def attempt(tmp_path, losses):
@@ -24,8 +25,14 @@ def attempt(tmp_path, losses):
 
 def test_rows_are_taken_from_the_whole_file():
     assert [row.input_ids[0] for row in smoke.subset(dataset(10), 4).rows] == [0, 2, 5, 7]
-    assert smoke.subset(dataset(3), 500) == dataset(3)
-    assert smoke.subset(dataset(3), 0) == dataset(3)
+    for count in (500, 0):
+        assert list(smoke.subset(dataset(3), count).rows) == list(dataset(3).rows)
+
+
+def test_its_figures_are_those_of_its_rows():
+    rows = [Encoded([7] * length, [IGNORED] * (length - 1) + [7]) for length in (1, 2, 3, 4)]
+    few = smoke.subset(Dataset(store(rows), "sha"), 2)
+    assert (few.tokens, few.longest, few.loss_tokens) == (4, 3, 2)
 
 
 def test_a_loss_that_falls_is_good(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneship.core import checkpoint, hardware, model_source
@@ -48,10 +49,11 @@ def prepare(recipe: Recipe) -> Prepared:
     return Prepared(source, tokenizer, template, end_token_ids(template, checkpoint.end_token_ids(source.path)))
 
 
-def read_rows(recipe: Recipe, template: ChatTemplate) -> Rows:
-    """Both splits, checked and encoded."""
-    train = dataset.load(recipe.data.train, recipe.data, template)
-    heldout = dataset.load(recipe.data.heldout, recipe.data, template) if recipe.data.heldout else None
+def read_rows(recipe: Recipe, template: ChatTemplate, folder: Path | None = None) -> Rows:
+    """Both splits, checked and encoded; they lie on the disk of `folder`, or where temporary files are."""
+    data = recipe.data
+    train = dataset.load(data.train, data, template, folder)
+    heldout = dataset.load(data.heldout, data, template, folder) if data.heldout else None
     return Rows(train, heldout)
 
 

@@ -44,10 +44,12 @@ def train(job: Job) -> Path:
     prepared = prepare.prepare(recipe)
     identity = _identity(recipe, prepared)
     resume = _checkpoint(job, identity)
-    rows, heldout = prepare.read_rows(recipe, prepared.template)
+    rows, heldout = prepare.read_rows(recipe, prepared.template, job.attempt)
     few = int(job.inputs.get("smoke", 0))
     rows = smoke.subset(rows, few)
-    learnt = rows._replace(rows=packing.pack(rows.rows, recipe.data.max_length)) if recipe.train.packs else rows
+    learnt = rows
+    if recipe.train.packs:
+        learnt = rows._replace(rows=packing.pack(rows.rows, recipe.data.max_length, job.attempt))
     todo = prepare.plan(recipe, prepared.source, learnt)
     chosen = parity.choose_rows(heldout.rows) if heldout else []
     whole, before = recipe.train.method == "full", None

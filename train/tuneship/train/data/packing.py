@@ -7,21 +7,24 @@ attention mask is made, also without flash-attention.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-import datasets
 from trl import pack_dataset
 
+from tuneship.train.data import store
+from tuneship.train.data.store import Stored
 from tuneship.train.data.template import Encoded
 
 
-def pack(rows: Sequence[Encoded], max_length: int) -> list[Encoded]:
-    """Rows of at most `max_length` tokens, each of whole `rows`; `lengths` says of which."""
-    columns = {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
-    packed = pack_dataset(datasets.Dataset.from_dict(columns), seq_length=max_length, strategy="bfd")
-    return [Encoded(row["input_ids"], row["labels"], lengths=tuple(row["seq_lengths"])) for row in packed]
+def pack(rows: Sequence[Encoded], max_length: int, folder: Path | None = None) -> Stored:
+    """Rows of at most `max_length` tokens, each of whole `rows`; `lengths` says of which.
 
+    They lie in a file in `folder`, or where temporary files are.
+    """
+    whole = store.stored(rows)
 
-def example(row: Encoded) -> dict[str, list[int]]:
-    """As TRL's collator takes it."""
-    columns = {"input_ids": row.input_ids, "labels": row.labels}
-    return columns | ({"seq_lengths": list(row.lengths)} if row.lengths else {})
+    def write(path: str) -> None:
+        given = {"cache_file_name": path, "load_from_cache_file": False}
+        pack_dataset(whole.learnt, seq_length=max_length, strategy="bfd", map_kwargs=given)
+
+    return Stored.of(write, folder)

@@ -74,8 +74,8 @@ def fit(
     folder = attempt / "unsloth"
     folder.mkdir()
     job = _job(base, pad_id, recipe, plan, folder) | {"metrics": str(attempt / "metrics.jsonl")}
-    lines = (json.dumps({"input_ids": row.input_ids, "labels": row.labels}) for row in rows)
-    Path(job["rows"]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with Path(job["rows"]).open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"input_ids": row.input_ids, "labels": row.labels}) + "\n" for row in rows)
     (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
     python = interpreter or own_environment.python("unsloth", REQUIREMENTS)
     say(f"training with Unsloth; its own words: {folder / 'log'}")

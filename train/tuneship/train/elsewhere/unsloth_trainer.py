@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def main(job: dict[str, Any]) -> None:
         use_gradient_checkpointing="unsloth",
         random_state=job["seed"],
     )
-    rows = datasets.Dataset.from_list([json.loads(line) for line in Path(job["rows"]).read_text().splitlines()])
+    # Into a file that is mapped, and not into memory.
+    rows = datasets.Dataset.from_generator(_rows, gen_kwargs={"path": job["rows"]}, cache_dir=f"{job['rows']}.mapped")
     trainer = Trainer(
         model=model,
         args=_arguments(job, dtype),
@@ -69,6 +71,11 @@ def main(job: dict[str, Any]) -> None:
     peak = {"peak_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
     (Path(job["out"]) / "peak.json").write_text(json.dumps(peak))
     del tokenizer
+
+
+def _rows(path: str) -> Iterator[dict[str, list[int]]]:
+    with Path(path).open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
 
 
 def _arguments(job: dict[str, Any], dtype: torch.dtype) -> TrainingArguments:

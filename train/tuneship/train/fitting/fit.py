@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import datasets
 import torch
 from transformers import PrinterCallback
 from transformers.integrations.liger import apply_liger_kernel
@@ -18,7 +17,7 @@ from transformers.utils import is_liger_kernel_available
 
 from tuneship.core.errors import Checkpointed, TrainError
 from tuneship.core.recipe import Recipe
-from tuneship.train.data import packing
+from tuneship.train.data import store
 from tuneship.train.data.template import Encoded
 from tuneship.train.fitting import checkpoints, metrics
 from tuneship.train.fitting.arguments import arguments
@@ -97,13 +96,14 @@ def build(
 ) -> Trainer:
     """The trainer, adapters attached; `at_most` rows at a time where that is fewer than planned."""
     train = recipe.train
-    order = Order([len(row.input_ids) for row in rows], train.seed, train.effective_batch * train.group_by_length)
+    learnt = store.stored(rows)
+    order = Order(learnt.lengths, train.seed, train.effective_batch * train.group_by_length)
     trainer = Trainer(
         order,
         at_most,
         model=model,
         args=arguments(recipe, plan, attempt),
-        train_dataset=datasets.Dataset.from_list([packing.example(row) for row in rows]),
+        train_dataset=learnt.learnt,
         processing_class=tokenizer,
         peft_config=None if train.method == "full" else lora_config(recipe.lora, model),
     )

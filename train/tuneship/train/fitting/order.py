@@ -6,9 +6,11 @@ one gives the same rows to the same step however a step is cut, and after a resu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
@@ -23,8 +25,8 @@ class Order(Sampler[int]):
 
     """
 
-    def __init__(self, lengths: Sequence[int], seed: int, group: int = 0) -> None:
-        self._lengths = list(lengths)
+    def __init__(self, lengths: ArrayLike, seed: int, group: int = 0) -> None:
+        self._lengths = np.asarray(lengths)
         self._seed = seed
         self._group = group
         self._epoch = 0
@@ -40,4 +42,4 @@ class Order(Sampler[int]):
         generator = torch.Generator().manual_seed((self._seed << 20) + self._epoch)
         if self._group:
             return iter(get_length_grouped_indices(self._lengths, self._group, generator=generator))
-        return iter(torch.randperm(len(self._lengths), generator=generator).tolist())
+        return map(int, torch.randperm(len(self._lengths), generator=generator).numpy())

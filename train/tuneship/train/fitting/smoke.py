@@ -19,7 +19,7 @@ def subset(dataset: Dataset, count: int) -> Dataset:
     total = len(dataset.rows)
     if not count or count >= total:
         return dataset
-    return dataset._replace(rows=[dataset.rows[index * total // count] for index in range(count)])
+    return dataset._replace(rows=dataset.rows.select([index * total // count for index in range(count)]))
 
 
 def require_fall(attempt: Path) -> None:

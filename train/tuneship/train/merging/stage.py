@@ -12,6 +12,7 @@ from tuneship.core.artifact import Artifact
 from tuneship.core.files import write_atomic
 from tuneship.core.parity import REFERENCE_FILE, Deferred, Parity, ReferenceRow, read_reference, write_reference
 from tuneship.core.progress import say
+from tuneship.core.recipe import Recipe
 from tuneship.core.stage import Job
 from tuneship.train import base as packed
 from tuneship.train import parity, prepare
@@ -101,8 +102,7 @@ def _compress(
     recipe, scheme = job.recipe, job.recipe.merge.quantize
     assert scheme != "none"
     say(f"compressing to {scheme}")
-    rows = prepare.read_rows(recipe, prepared.template).train.rows if scheme == "w4a16" else []
-    ids = [row.input_ids for row in rows[: compress.CALIBRATION_ROWS]]
+    ids = _calibration(recipe, prepared, job.attempt) if scheme == "w4a16" else []
     names = skeleton.read(trained.base, recipe.model)
     metrics: dict[str, float] = {}
     with artifacts.draft(job.run.artifacts) as scratch:
@@ -122,6 +122,11 @@ def _compress(
             metrics = _record(work / artifacts.EVIDENCE / "parity-2.json", verdict, reference, found[scheme])
         compress.replace_weights(work, made)
     return metrics
+
+
+def _calibration(recipe: Recipe, prepared: Prepared, folder: Path) -> list[list[int]]:
+    rows = prepare.read_rows(recipe, prepared.template, folder).train.rows
+    return [row.input_ids for row in rows[: compress.CALIBRATION_ROWS]]
 
 
 def _reference(job: Job, adapter: Artifact) -> str:
