@@ -37,7 +37,9 @@ class ReferenceRow(BaseModel):
     trained: list[float]
     merged: list[float] | None = None
     messages: list[dict[str, Any]] | None = None
-    """The conversation that `input_ids` render; None in evidence from before it was kept."""
+    """The conversation that `input_ids` render; None of plain text, and in evidence from before it was kept."""
+    tools: list[dict[str, Any]] | None = None
+    """What was rendered beside it."""
 
 
 class Parity(BaseModel):

@@ -42,7 +42,7 @@ class FakeServer:
     """A `Scorer` that gives prepared figures, and renders every chat as training did."""
 
     def __init__(self, world: World, prompt: list[int] | None = None) -> None:
-        self.world, self.prompt, self.asked = world, prompt, []
+        self.world, self.prompt, self.asked, self.tools = world, prompt, [], []
         self.by_ids = {tuple(row.input_ids): number for number, row in enumerate(world.reference)}
 
     async def logprobs(self, selector, rows, starts):
@@ -50,7 +50,8 @@ class FakeServer:
         numbers = [self.by_ids[tuple(ids)] for ids in rows]
         return [self.world.server[selector][n][start:] for n, start in zip(numbers, starts, strict=True)]
 
-    async def tokenize(self, messages):
+    async def tokenize(self, messages, tools=None):
+        self.tools.append(tools)
         ids = self.world.reference[int(messages[0]["content"])].input_ids[:PROMPT]
         return ids if self.prompt is None else self.prompt
 
@@ -377,6 +378,18 @@ async def test_a_server_whose_tokenize_fails_is_asked_for_an_answer():
         return {"choices": [{"prompt_token_ids": [3, 4]}]}
 
     assert await prompt_ids(post, "sql", ["m"]) == [3, 4]
+
+
+async def test_a_row_is_asked_with_its_tools_and_one_of_plain_text_not_at_all():
+    world = make_world(rows=16)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    changes = [{"tools": tools}, {"messages": None}]
+    changed = [row.model_copy(update=change) for row, change in zip(world.reference, changes, strict=False)]
+    world = world._replace(reference=[*changed, *world.reference[2:]])
+    server = FakeServer(world)
+    verdict = await verify(server, "good", world.reference)
+    assert server.tools == [tools, *[None] * 14]
+    assert verdict.prompts == 15
 
 
 def test_the_arithmetic():

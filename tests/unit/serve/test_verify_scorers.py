@@ -97,6 +97,15 @@ async def test_a_prompt_as_the_server_renders_it(server, scorer):
     assert await scorer.tokenize([{"role": "user", "content": "a"}]) == [1, 2]
     server.tokenizes = False
     assert await scorer.tokenize([{"role": "user", "content": "a"}]) == [3, 4]
+    assert all("tools" not in body for body in server.bodies)
+
+
+@pytest.mark.parametrize("tokenizes", [True, False])
+async def test_a_prompt_with_tools(server, scorer, tokenizes):
+    server.tokenizes = tokenizes
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    await scorer.tokenize([{"role": "user", "content": "a"}], tools)
+    assert server.bodies[-1]["tools"] == tools
 
 
 @pytest.mark.parametrize("status", [400, 404, 500, 503])

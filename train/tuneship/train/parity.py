@@ -73,6 +73,7 @@ def measure_reference(model: PeftModel, rows: Sequence[Encoded], pad_id: int, dt
             base=by_model["base"][index],
             trained=by_model["trained"][index],
             messages=list(row.messages) or None,
+            tools=row.tools,
         )
         for index, row in enumerate(rows)
     ]

@@ -8,7 +8,7 @@ import aiohttp
 
 from tuneship.core.endpoint import VERSION_HEADER
 from tuneship.core.errors import EndpointError
-from tuneship.serve.verify.scorer import Message, ServerFault, batches, prompt_ids
+from tuneship.serve.verify.scorer import Message, ServerFault, Tool, batches, prompt_ids
 
 _TIMEOUT_S = 600
 
@@ -76,7 +76,7 @@ class DoorScorer:
             raise EndpointError(f"{self._url} does not score: {error}") from None
         return found
 
-    async def tokenize(self, messages: list[Message]) -> list[int]:
+    async def tokenize(self, messages: list[Message], tools: list[Tool] | None = None) -> list[int]:
         """As `Scorer`.
 
         Raises:
@@ -84,7 +84,7 @@ class DoorScorer:
 
         """
         try:
-            return await prompt_ids(self._post, self.base, messages)
+            return await prompt_ids(self._post, self.base, messages, tools)
         except (ServerFault, LookupError, TypeError) as error:
             raise EndpointError(f"{self._url} does not say how it renders a chat: {error}") from None
 

@@ -12,7 +12,7 @@ from tuneship.serve.catalog import Entry
 from tuneship.serve.refusals import Refusal
 from tuneship.serve.scoring import token_logprobs
 from tuneship.serve.upstream import Upstream
-from tuneship.serve.verify.scorer import Message, ServerFault, batches, prompt_ids
+from tuneship.serve.verify.scorer import Message, ServerFault, Tool, batches, prompt_ids
 
 
 class EngineScorer:
@@ -44,7 +44,7 @@ class EngineScorer:
             raise _failure(refusal) from None
         return found
 
-    async def tokenize(self, messages: list[Message]) -> list[int]:
+    async def tokenize(self, messages: list[Message], tools: list[Tool] | None = None) -> list[int]:
         """As `Scorer`.
 
         Raises:
@@ -52,7 +52,7 @@ class EngineScorer:
 
         """
         try:
-            return await prompt_ids(self._post, self._base.name, messages)
+            return await prompt_ids(self._post, self._base.name, messages, tools)
         except (ServerFault, LookupError, TypeError) as error:
             raise EngineError("SGLang does not say how it renders a chat") from error
 

@@ -20,7 +20,7 @@ class Rendering(NamedTuple):
 async def compare(scorer: Scorer, reference: Sequence[ReferenceRow]) -> Rendering:
     """Ask the server how it renders each conversation of `reference` that is known."""
     known = [(number, row, row.messages) for number, row in enumerate(reference) if row.messages]
-    rendered = await asyncio.gather(*(scorer.tokenize(messages[:-1]) for _, _, messages in known))
+    rendered = await asyncio.gather(*(scorer.tokenize(messages[:-1], row.tools) for _, row, messages in known))
     for (number, row, _), ids in zip(known, rendered, strict=True):
         position = first_difference(row, ids)
         if position is not None:

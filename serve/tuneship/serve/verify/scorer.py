@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
 Message = dict[str, Any]
+Tool = dict[str, Any]
 _BATCH_ROWS = 64
 _BATCH_TOKENS = 1024
 """Of one request. The engine prefills them in one step, for which everybody else's next token waits."""
@@ -18,8 +19,8 @@ class Scorer(Protocol):
         """Per row, log p of each token from its start on, given all tokens before it, in nats."""
         ...
 
-    async def tokenize(self, messages: list[Message]) -> list[int]:
-        """The ids that would be prefilled to answer `messages`."""
+    async def tokenize(self, messages: list[Message], tools: list[Tool] | None = None) -> list[int]:
+        """The ids that would be prefilled to answer `messages`, where `tools` may be called."""
         ...
 
 
@@ -42,9 +43,9 @@ Post = Callable[[str, dict[str, Any]], Awaitable[Any]]
 """(path, body) -> the answer's JSON; `ServerFault` on 5xx, a TuneshipError on everything else that is no answer."""
 
 
-async def prompt_ids(post: Post, model: str, messages: list[Message]) -> list[int]:
-    """What the server prefills for `messages`."""
-    chat = {"model": model, "messages": messages}
+async def prompt_ids(post: Post, model: str, messages: list[Message], tools: list[Tool] | None = None) -> list[int]:
+    """What the server prefills for `messages`, where `tools` may be called."""
+    chat = {"model": model, "messages": messages} | ({"tools": tools} if tools else {})
     try:
         return list((await post("/v1/tokenize", chat))["tokens"])
     except ServerFault:
