@@ -25,6 +25,11 @@ app.command("tuneship.serve.commands:serve", name="serve", help="Serve a merged 
 app.command("tuneship.serve.verify.commands:verify", name="verify", help="Is what a server answers what was trained?")
 app.command("tuneship.serve.top:top", name="top", help="A running server on one screen: engine, versions, figures.")
 
+data = App(name="data", help="What is learnt from a recipe's rows, and what is wrong with them.")
+data.command("tuneship.cli.data:check", name="check", help="Read all rows; exit 1 where training would refuse some.")
+data.command("tuneship.cli.data:show", name="show", help="Rows as the model reads them; what is learnt is marked.")
+app.command(data)
+
 base = App(name="base", help="Quantized bases.")
 base.command("tuneship.train.commands:build_base", name="build", help="Write a base once as NF4, to serve it.")
 app.command(base)
