@@ -115,6 +115,59 @@ def test_upstream_still_reads_adapters_in_their_bases_format():
     assert "DefaultModelLoader(self.load_config)" in sglang_source("lora/lora.py")
 
 
+READ = """
+import json
+from types import SimpleNamespace
+from sglang.srt.configs.load_config import LoadConfig, LoadFormat
+from tuneship.serve.sglang_plugin.adapter_load_format import read_as_it_is
+found = []
+for given in (LoadFormat.BITSANDBYTES, LoadFormat.AUTO):
+    base = LoadConfig(load_format=given, model_loader_extra_config={"num_threads": 3})
+    adapter = SimpleNamespace(load_config=base)
+    read_as_it_is(adapter)
+    for config in (base, adapter.load_config):
+        found.append([config.load_format.value, config.model_loader_extra_config])
+print(json.dumps(found))
+"""
+
+
+def test_an_adapter_is_read_as_it_is_and_its_base_as_that_is():
+    threads, read_here = {"num_threads": 3}, {"num_threads": 3, "enable_multithread_load": False}
+    packed, plain = ["bitsandbytes", threads], ["auto", threads]
+    assert run_python(READ) == [packed, ["auto", read_here], plain, ["auto", read_here]]
+
+
+MEMORY = """
+import json
+from sglang.srt.lora import lora_manager
+from sglang.srt.utils import common
+from tuneship.serve.sglang_plugin import memory_kept
+memory_kept.install()
+emptied = []
+common.empty_device_cache = lambda device: emptied.append(device)
+common.torch = __import__("unittest.mock").mock.MagicMock()
+common.torch.cuda.device_count.return_value = 1
+common.torch.cuda.mem_get_info.return_value = (2**30, 0)
+common.torch.cuda.get_device_properties.return_value.is_integrated = False
+common.torch.cuda.current_device.return_value = 0
+there = lora_manager.get_available_gpu_memory("cuda", 0)
+kept = len(emptied)
+common.get_available_gpu_memory("cuda", 0)
+print(json.dumps({"free": there, "kept": kept, "elsewhere": len(emptied)}))
+"""
+
+
+def test_what_a_load_logs_leaves_torchs_cache_alone():
+    assert run_python(MEMORY) == {"free": 1.0, "kept": 0, "elsewhere": 1}
+
+
+def test_upstream_still_empties_the_cache_for_a_line_of_its_log():
+    """When this fails, SGLang asks for the memory with `empty_cache=False`, or not at all: drop `memory_kept.py`."""
+    source = sglang_source("lora/lora_manager.py").split("def load_lora_adapter(", 1)[1].split("\n    def ", 1)[0]
+    assert "get_available_gpu_memory(self.device.type, self.device.index)" in source
+    assert "empty_cache=True" in sglang_source("utils/common.py").split("def get_available_gpu_memory", 1)[1][:120]
+
+
 def test_upstream_still_computes_4_bit_layers_on_cuda_alone():
     """When this fails, try an NF4 base on a CPU without `four_bit_on_cpu.py`."""
     assert 'QuantState.from_dict(quant_state, device="cuda")' in sglang_source("model_loader/loader.py")

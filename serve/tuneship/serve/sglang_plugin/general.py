@@ -18,8 +18,9 @@ def activate() -> None:
     from tuneship.serve.sglang_plugin import (  # noqa: PLC0415 - load torch
         adapter_load_format,
         adapters_in_use,
+        memory_kept,
         tokenizer_length,
     )
 
-    for module in (adapter_load_format, adapters_in_use, tokenizer_length):
+    for module in (adapter_load_format, adapters_in_use, memory_kept, tokenizer_length):
         module.install()
