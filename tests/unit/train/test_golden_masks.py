@@ -14,6 +14,12 @@ from tests.unit.train.families import TOOLS, Family, conversation, marked, spans
 from tuneship.core.errors import DataError
 from tuneship.train.data.template import IGNORED, Conversation
 
+# As SGLang writes the tool of these conversations, whatever the order of keys in a row.
+TOOL = (
+    '{"type": "function", "function": {"description": "The weather of a city.", "name": "weather", '
+    '"parameters": {"type": "object", "properties": {"city": {"type": "string"}}}, "strict": false}, '
+    '"defer_loading": null}'
+)
 # {+What is trained+} stands in braces. Written out, so that whoever changes a line sees what a model would learn.
 SMOLLM2 = """\
 <|im_start|>system
@@ -135,7 +141,7 @@ def family(name: str) -> Family:
 
 
 def golden(text: str) -> str:
-    return text.replace("TOOL\n", f"{json.dumps(TOOLS[0])}\n").replace("[TOOL]", f"[{json.dumps(TOOLS[0])}]")
+    return text.replace("TOOL\n", f"{TOOL}\n").replace("[TOOL]", f"[{TOOL}]")
 
 
 def test_what_is_trained_word_by_word(name):
@@ -158,9 +164,20 @@ def test_the_ids_before_each_answer_are_a_servers(name):
     assert len(starts) == len(turns) == 4
     for start, turn in zip(starts, turns, strict=True):
         prompt = template.tokenizer.apply_chat_template(
-            messages[:turn], tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
+            *as_sglang_gives_it(messages[:turn], tools), add_generation_prompt=True, return_dict=False
         )
         assert encoded.input_ids[:start] == prompt
+
+
+def as_sglang_gives_it(messages, tools):
+    """A request's messages and tools as the template of a server gets them, by SGLang's own models."""
+    from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+    from sglang.srt.parser.jinja_template_utils import process_content_for_template_format
+
+    request = ChatCompletionRequest.model_validate({"model": "m", "messages": messages, "tools": tools})
+    given = [{"content": ""} | message.model_dump(exclude_none=True) for message in request.messages]
+    whole = [process_content_for_template_format(message, "string", [], [], [], []) for message in given]
+    return whole, [tool.model_dump() for tool in request.tools] if tools else None
 
 
 @pytest.mark.parametrize(("name", "bos"), [("llama3", "<|begin_of_text|>"), ("mistral", "<s>")])

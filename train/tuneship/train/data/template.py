@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from tuneship.core.errors import DataError
 from tuneship.core.files import sha256_text
+from tuneship.train.data import served
 
 Loss = Literal["assistant", "completion", "all"]
 Message = dict[str, Any]
@@ -80,7 +81,7 @@ class ChatTemplate:
         self._ends = _ends(tokenizer)
 
     def render(self, messages: list[Message], *, tools: Tools | None = None, for_generation: bool = False) -> str:
-        """The conversation as the model reads it.
+        """The conversation as the model reads it from a server.
 
         Raises:
             DataError: there is no template, or it refuses these messages, in its own words.
@@ -93,7 +94,10 @@ class ChatTemplate:
             )
         try:
             text = self.tokenizer.apply_chat_template(
-                list(map(_as_served, messages)), tools=tools, tokenize=False, add_generation_prompt=for_generation
+                [served.message(message) for message in messages],
+                tools=[served.tool(tool) for tool in tools] if tools else None,
+                tokenize=False,
+                add_generation_prompt=for_generation,
             )
         except Exception as error:  # noqa: BLE001 - templates raise what they like: jinja errors, ValueError, TypeError
             raise DataError(f"the chat template refuses the row: {error}") from None
@@ -227,12 +231,6 @@ def end_token_ids(template: ChatTemplate, configured: list[int]) -> tuple[int, .
     else:
         first = template.encode(Conversation([], text="a")).input_ids[-1]
     return tuple(dict.fromkeys([first, *configured]))
-
-
-def _as_served(message: Message) -> Message:
-    """As SGLang gives it to a template: what is null is not there, and an answer that only calls tools has no text."""
-    present = {key: value for key, value in message.items() if value is not None}
-    return {"role": message["role"], "content": ""} | present
 
 
 def _ends(tokenizer: Any) -> set[int]:
