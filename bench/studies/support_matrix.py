@@ -240,7 +240,7 @@ def _memory_bytes(process: subprocess.Popen[bytes]) -> int:
 
 def _graphs(log: str) -> bool | None:
     """Whether decoding ran in CUDA graphs; None where there are none to have."""
-    return bool(re.search(r"Capture \w+ decode cuda graph end", log)) if hardware.detect().gpus else None
+    return bool(re.search(r"Capture \w+ decode cuda graph end", log, re.IGNORECASE)) if hardware.detect().gpus else None
 
 
 def _reference_base(name: str, base: Path, served: Path, folder: Path) -> Path:

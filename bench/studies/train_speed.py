@@ -66,7 +66,7 @@ class Variant(NamedTuple):
 
 GROUPS: dict[str, tuple[int, list[Variant]]] = {
     "target": (
-        100,
+        150,
         [
             Variant("fused-liger-32x2", 32, fused=True, liger=True),
             Variant("fused-liger-32x2-no-autocast", 32, fused=True, liger=True, autocast=False),

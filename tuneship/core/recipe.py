@@ -119,12 +119,12 @@ class Train(Section):
     """The optimisation."""
 
     not_yet: ClassVar = {
-        "backend": ("unsloth",),
         "strategy": ("ddp", "fsdp2"),
     }
 
     method: Literal["qlora", "lora", "full"] = "qlora"
     backend: Literal["trl", "unsloth"] = "trl"
+    """unsloth: on a CUDA device, in an environment of its own; no checkpoints, and no watch over the loss."""
     effective_batch: Count = 16
     micro_batch: Literal["auto"] | Count = "auto"
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -150,7 +150,7 @@ class Train(Section):
     """What LoRA layers compute with: PEFT's own code, or functions with fewer passes over memory; auto: those on a GPU.
     DoRA, dropout and whatever else is not plain LoRA is PEFT's in any case."""
     compile: bool = False
-    """`torch.compile` of each decoder layer; takes a while at the start."""
+    """`torch.compile` of each decoder layer, in place of Liger's kernels; takes a while at the start."""
     packing: bool | Literal["bfd", "wrapped"] = False
     """Several rows in one of data.max_length, whole and unseen by each other (true: bfd). Batches then count those."""
     liger: Literal["auto"] | bool = "auto"
@@ -187,8 +187,23 @@ class Train(Section):
         return self
 
     @model_validator(mode="after")
+    def _compiler_can_read_it(self) -> Train:
+        if self.compile and self.liger is True:
+            raise ValueError("compile = true does not go with liger = true, whose kernels torch.compile cannot trace")
+        return self
+
+    @model_validator(mode="after")
     def _unsloth_does_it(self) -> Train:
-        beyond = {"packing": self.packs, "eval_steps": self.eval_steps, "report_to": self.report_to}
+        beyond = {
+            "packing": self.packs,
+            "eval_steps": self.eval_steps,
+            "report_to": self.report_to,
+            "group_by_length": self.group_by_length,
+            "compile": self.compile,
+            "kernels = 'fused'": self.kernels == "fused",
+            "optimizer = 'paged_adamw'": self.optimizer == "paged_adamw",
+            "save_steps": self.save_steps not in ("auto", 0),
+        }
         named = [key for key, value in beyond.items() if value]
         if self.backend == "unsloth" and named:
             raise ValueError(f"backend = 'unsloth' does not go with {named[0]}")
@@ -383,6 +398,22 @@ class Recipe(Section):
                 f"train.method = {self.train.method!r} needs quantization.method = {wanted[0]!r}, "
                 f"not {self.quantization.method!r}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _unsloth_trains_plain_lora_on_nf4(self) -> Recipe:
+        if self.train.backend != "unsloth":
+            return self
+        beyond = {
+            "lora.dora": self.lora.dora,
+            "lora.rank_pattern": self.lora.rank_pattern,
+            "lora.alpha_pattern": self.lora.alpha_pattern,
+            "quantization.method = 'fp4'": self.quantization.method == "fp4",
+            "quantization.method = 'none'": self.quantization.method == "none",
+        }
+        named = [key for key, value in beyond.items() if value]
+        if named:
+            raise ValueError(f"train.backend = 'unsloth' does not go with {named[0]}")
         return self
 
     @model_validator(mode="after")

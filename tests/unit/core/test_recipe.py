@@ -16,7 +16,6 @@ REPOSITORY = Path(__file__).parents[3]
 SHIPPED = sorted((REPOSITORY / "recipes").glob("*.toml"))
 
 NOT_YET: dict[str, Any] = {
-    "train.backend": ["unsloth"],
     "train.strategy": ["ddp", "fsdp2"],
 }
 
@@ -55,6 +54,30 @@ def test_a_value_whose_work_comes_later_is_refused_by_name(tmp_path: Path, key: 
     error = refused(tmp_path, tree(key, value))
     assert "is not yet supported" in error.message
     assert key.rpartition(".")[2] in error.message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("train.packing", True, "packing"),
+        ("train.compile", True, "compile"),
+        ("train.optimizer", "paged_adamw", "optimizer = 'paged_adamw'"),
+        ("train.save_steps", 5, "save_steps"),
+        ("lora.dora", True, "lora.dora"),
+        ("lora.alpha_pattern", {"q_proj": 4.0}, "lora.alpha_pattern"),
+        ("quantization.method", "fp4", "quantization.method = 'fp4'"),
+    ],
+)
+def test_what_unsloth_does_not_do_is_refused_by_name(tmp_path: Path, key: str, value: Any, named: str):
+    content = tree(key, value)
+    content.setdefault("train", {})["backend"] = "unsloth"
+    assert f"backend = 'unsloth' does not go with {named}" in refused(tmp_path, content).message
+
+
+def test_the_compiler_does_not_go_with_ligers_kernels(tmp_path: Path):
+    content = tree("train.compile", True)
+    content["train"]["liger"] = True
+    assert "compile = true does not go with liger = true" in refused(tmp_path, content).message
 
 
 def test_what_was_not_packed_has_no_dequantized_base(tmp_path: Path):

@@ -109,7 +109,7 @@ def build(
     )
     trainer.remove_callback(PrinterCallback)  # our own says it
     trainer.add_callback(KeepLayers(model, plan.kept_layers))
-    if plan.device == "cuda":
+    if plan.device == "cuda" and not train.compile:
         install_liger(trainer.model, train.liger)
     if train.kernels == "fused" or (train.kernels == "auto" and plan.device == "cuda"):
         # Over Liger's MLP; its norms and rotations stay.
