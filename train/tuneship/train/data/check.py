@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from tuneship.core.errors import DataError
+from tuneship.core.progress import say
 from tuneship.core.recipe import Data
 from tuneship.train.data import formats, sources
 from tuneship.train.data.seen import Seen, What
@@ -24,6 +25,8 @@ from tuneship.train.data.template import IGNORED, ChatTemplate, Conversation, En
 
 _SHOWN = 5
 """Places that are named of each kind."""
+_EVERY = 50_000
+"""Rows after which it is said how far it is: half a minute."""
 _REASONS = 30
 """That are told apart; rows refused for yet another one are counted together."""
 _PERCENTS = (95, 99, 100)
@@ -136,6 +139,8 @@ class _Pass:
         split = self._split
         for raw in sources.read(pattern):
             split.rows += 1
+            if split.rows % _EVERY == 0:
+                say(f"{split.rows:,} rows of {pattern} read")
             try:
                 conversation, encoded = self._encode(raw)
             except DataError as error:

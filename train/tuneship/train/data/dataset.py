@@ -60,7 +60,7 @@ def load(pattern: str, data: Data, template: ChatTemplate, folder: Path | None =
         more = f"\nand {refused - _SHOWN} more" if refused > _SHOWN else ""
         raise DataError(
             f"{refused} of {total} rows cannot be used:\n" + "\n".join(reading.first) + more,
-            hint='mend them, or set data.on_bad_row = "skip"; `tuneship data check` names them all',
+            hint='mend them, or set data.on_bad_row = "skip"; `tuneship data check` counts them by reason',
         )
     if not rows:
         raise DataError(f"{pattern} holds no usable row")
