@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tuneship.core import artifact as artifacts
-from tuneship.core import checkpoint, model_source, recipe_file
+from tuneship.core import checkpoint, data_source, model_source, recipe_file
 from tuneship.core.artifact import Artifact, Base
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_text
@@ -50,12 +50,15 @@ class Pipeline:
     """Train on so many rows only; 0: on all."""
 
     def fetch(self) -> ModelSource:
-        """The base, brought to this disk when it is not there."""
-        model = self.recipe.model
+        """The base, brought to this disk when it is not there, as are rows that lie on the hub."""
+        model, data = self.recipe.model, self.recipe.data
+        there = all(data_source.is_here(pattern) for pattern in (data.train, data.heldout) if data_source.hub(pattern))
         try:
-            return model_source.resolve(model.id, model.revision)
+            if there:
+                return model_source.resolve(model.id, model.revision)
         except ArtifactError:
-            run_job(self._job("fetch", "", {}), "tuneship.train")
+            pass
+        run_job(self._job("fetch", "", {}), "tuneship.train")
         return model_source.resolve(model.id, model.revision)
 
     def train(self, source: ModelSource, base: Base) -> Artifact:

@@ -94,6 +94,15 @@ def locate(pattern: str) -> Folder | list[Path]:
     return files
 
 
+def is_here(pattern: str) -> bool:
+    """Whether `locate` finds something."""
+    try:
+        locate(pattern)
+    except DataError:
+        return False
+    return True
+
+
 def _is_there(path: str) -> bool:
     folder = path.rpartition(":")[0]
     return Path(path).exists() or bool(folder and Path(folder).is_dir()) or any(True for _ in glob.iglob(path))  # noqa: PTH207

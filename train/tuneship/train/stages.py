@@ -31,8 +31,10 @@ from tuneship.train.planning.plan import Plan
 from tuneship.train.prepare import Prepared
 
 
-def fetch_base(job: Job) -> Path:
-    """Bring the recipe's base to this disk."""
+def fetch_all(job: Job) -> Path:
+    """Bring the recipe's base, and rows that lie on the hub, to this disk."""
+    for pattern in (job.recipe.data.train, job.recipe.data.heldout):
+        fetch.fetch_data(pattern)
     return fetch.fetch(job.recipe.model.id, job.recipe.model.revision).path
 
 

@@ -6,34 +6,24 @@ from 1.
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from tuneship.core import data_source
-from tuneship.core.data_source import Folder
+from tuneship.core.data_source import ENDINGS, Folder
 from tuneship.core.errors import DataError
+from tuneship.train.data import text_files
+from tuneship.train.data.raw import Raw
+
+__all__ = ["Raw", "read"]
 
 _BATCH = 256
 """Rows of a Parquet or Arrow file at a time."""
-_CHUNK = 1 << 16
-"""Characters of a JSON array at a time."""
-_BOM = b"\xef\xbb\xbf"
-"""What Windows puts before a text."""
-_BETWEEN = re.compile(r"[\s,]*")
-_SURROGATE = re.compile("[\udc80-\udcff]")
-
-
-class Raw(NamedTuple):
-    """A row, or why there is none. `place` is `file:line`, for what has no lines `name:row`."""
-
-    place: str
-    row: Any
-    error: str = ""
+_BUFFER = 1 << 16
+"""Bytes of a Parquet column at a time."""
 
 
 def read(pattern: str) -> Iterator[Raw]:
@@ -52,107 +42,22 @@ def read(pattern: str) -> Iterator[Raw]:
 
 
 def _file(file: Path) -> Iterator[Raw]:
-    ending = file.suffix.lower()
-    if ending in {".csv", ".tsv"}:
-        return _csv(file, "\t" if ending == ".tsv" else ",")
-    if ending in {".parquet", ".arrow"}:
-        return _columns(file)
-    if ending == ".json" and _is_array(file):
-        return _array(file)
-    return _lines(file)
+    ending = _ending(file)
+    try:
+        if ending in {".csv", ".tsv"}:
+            yield from text_files.table(file, "\t" if ending == ".tsv" else ",")
+        elif ending in {".parquet", ".arrow"}:
+            yield from _columns(file)
+        elif ending == ".json" and text_files.is_array(file):
+            yield from text_files.array(file)
+        else:
+            yield from text_files.lines(file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} cannot be read: {error}") from None
 
 
-def _lines(file: Path) -> Iterator[Raw]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if number == 1:
-                line = line.removeprefix(_BOM)  # noqa: PLW2901
-            if not line.strip():
-                continue
-            place = f"{file.name}:{number}"
-            try:
-                yield Raw(place, json.loads(line.decode()))
-            except UnicodeDecodeError:
-                yield Raw(place, None, "not UTF-8")
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield Raw(place, None, f"not JSON: {error}")
-
-
-def _csv(file: Path, delimiter: str) -> Iterator[Raw]:
-    csv.field_size_limit(sys.maxsize)  # the library's own, 128 KiB, is less than a conversation may take
-    # Bytes that are no UTF-8 come through as surrogates, so that one of them costs its own row and not the file.
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        rows = csv.reader(text, delimiter=delimiter, strict=True)
-        header: list[str] = []
-        while True:
-            line = rows.line_num + 1
-            place = f"{file.name}:{line}"
-            try:
-                fields = next(rows)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Raw(place, None, f"not CSV: {error}")
-                continue
-            if not fields:
-                continue
-            if not header:
-                header = fields
-                twice = sorted({name for name in header if header.count(name) > 1})
-                if twice:
-                    yield Raw(place, None, f"the header has {twice[0]!r} twice")
-                    return
-                continue
-            yield _csv_row(place, header, fields)
-
-
-def _csv_row(place: str, header: list[str], fields: list[str]) -> Raw:
-    if len(fields) != len(header):
-        return Raw(place, None, f"{len(fields)} fields, and the header has {len(header)}")
-    if any(map(_is_torn, fields)):
-        return Raw(place, None, "not UTF-8")
-    return Raw(place, dict(zip(header, fields, strict=True)))
-
-
-def _is_array(file: Path) -> bool:
-    with file.open("rb") as content:
-        return content.read(_CHUNK).removeprefix(_BOM).lstrip().startswith(b"[")
-
-
-def _array(file: Path) -> Iterator[Raw]:
-    """The elements of one JSON array, each by the line on which it begins; nothing is read after a mistake."""
-    decoder = json.JSONDecoder()
-    with file.open(encoding="utf-8-sig", errors="surrogateescape") as content:
-        buffer = content.read(_CHUNK)
-        at = buffer.index("[") + 1
-        line = 1 + buffer.count("\n", 0, at)
-        while True:
-            between = _BETWEEN.match(buffer, at)
-            assert between
-            line += between[0].count("\n")
-            at = between.end()
-            if buffer.startswith("]", at):
-                return
-            place, fault = f"{file.name}:{line}", "the array has no end"
-            try:
-                element, end = decoder.raw_decode(buffer, at)
-            except (json.JSONDecodeError, RecursionError) as error:
-                end, fault = len(buffer), str(error)
-            if end == len(buffer):  # not all of it was there, or it is wrong
-                more = content.read(max(_CHUNK, end - at))
-                if not more:
-                    yield Raw(place, None, f"not JSON: {fault}")
-                    return
-                buffer, at = buffer[at:] + more, 0
-                continue
-            yield Raw(place, None, "not UTF-8") if _is_torn(buffer[at:end]) else Raw(place, element)
-            line += buffer.count("\n", at, end)
-            at = end
-
-
-def _is_torn(text: str) -> bool:
-    """Whether bytes that are no UTF-8 came through as surrogates."""
-    return not text.isascii() and bool(_SURROGATE.search(text))
+def _ending(file: Path) -> str:
+    return Path(file.name.lower().removesuffix(text_files.PACKED)).suffix
 
 
 def _columns(file: Path) -> Iterator[Raw]:
@@ -162,8 +67,9 @@ def _columns(file: Path) -> Iterator[Raw]:
     number = 0
     try:
         if file.suffix.lower() == ".parquet":
-            with parquet.ParquetFile(file) as content:
-                for batch in content.iter_batches(_BATCH):
+            # Without a buffer a whole column of it is read at once; threads read ahead.
+            with parquet.ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as content:
+                for batch in content.iter_batches(_BATCH, use_threads=False):
                     yield from _batch(file.name, number, batch)
                     number += len(batch)
             return
@@ -178,19 +84,25 @@ def _columns(file: Path) -> Iterator[Raw]:
 
 def _batch(name: str, before: int, batch: Any) -> Iterator[Raw]:
     for number, row in enumerate(batch.to_pylist(), start=before + 1):
-        yield Raw(f"{name}:{number}", _without_nulls(row))
+        yield Raw(f"{name}:{number}", _row(row))
 
 
 def _folder(folder: Folder) -> Iterator[Raw]:
-    """What `datasets` saved there, or can load from there."""
+    """What `datasets` saved there, or would load from there."""
     import datasets  # noqa: PLC0415 - a second, and only where such a folder is read
 
     try:
-        rows = _saved(folder) if (folder.path / "state.json").is_file() or _is_dict(folder.path) else _loaded(folder)
-        for number, row in enumerate(rows, start=1):
-            yield Raw(f"{folder.name}:{number}", _without_nulls(row))
+        if _is_dict(folder.path) or (folder.path / "state.json").is_file():
+            for number, row in enumerate(_saved(folder), start=1):
+                yield Raw(f"{folder.name}:{number}", _row(row))
+            return
+        files = _files(folder)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         raise DataError(f"{folder.path} cannot be read: {error}") from None
+    for file in files:
+        if _ending(file) not in ENDINGS:
+            raise DataError(f"{folder.name} has its rows in {file.name}, which is none of {', '.join(ENDINGS)}")
+        yield from _file(file)
 
 
 def _is_dict(path: Path) -> bool:
@@ -208,15 +120,20 @@ def _saved(folder: Folder) -> Any:
     return datasets.load_from_disk(str(folder.path / _split(folder, splits)))
 
 
-def _loaded(folder: Folder) -> Any:
+def _files(folder: Folder) -> list[Path]:
+    """Those that `datasets` takes for the split, by their names or by the folder's card.
+
+    It is not asked for the rows: it reads ahead, whole files of them.
+    """
     import datasets  # noqa: PLC0415
 
     configs = datasets.get_dataset_config_names(str(folder.path))
     if (folder.config or len(configs) > 1) and folder.config not in configs:
         raise DataError(f"{folder.name} has the configurations {', '.join(configs)}", hint="hub:owner/name/config")
-    config = folder.config or configs[0]
-    split = _split(folder, datasets.get_dataset_split_names(str(folder.path), config))
-    return datasets.load_dataset(str(folder.path), config, split=split, streaming=True)
+    with TemporaryDirectory() as cache:
+        builder = datasets.load_dataset_builder(str(folder.path), folder.config or configs[0], cache_dir=cache)
+    files = {str(split): paths for split, paths in builder.config.data_files.items()}
+    return [Path(path) for path in files[_split(folder, sorted(files))]]
 
 
 def _split(folder: Folder, splits: list[str]) -> str:
@@ -227,6 +144,11 @@ def _split(folder: Folder, splits: list[str]) -> str:
         return splits[0]
     what = f"no split {folder.split!r}, but" if folder.split else "the splits"
     raise DataError(f"{folder.path} has {what} {', '.join(splits)}", hint="say which: path:train, or owner/name:train")
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of columns; one without a value is still there."""
+    return {key: _without_nulls(value) for key, value in row.items()}
 
 
 def _without_nulls(value: Any) -> Any:
