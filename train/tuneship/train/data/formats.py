@@ -95,7 +95,7 @@ def _turn(index: int, turn: Any) -> Message:
         raise DataError(f"turn {index} is no object")
     if "role" in turn:
         return turn
-    role = _SPEAKERS.get(turn.get("from", ""))
+    role = _SPEAKERS.get(str(turn.get("from")))
     if role is None:
         raise DataError(f"turn {index} is from {turn.get('from')!r}, none of {', '.join(_SPEAKERS)}")
     if role == "function_call":
@@ -107,9 +107,10 @@ def _alpaca(row: Mapping[str, Any]) -> list[Message]:
     asked = "\n".join(part for part in (_optional(row, "instruction"), _optional(row, "input")) if part.strip())
     answer = row["output"] if row.get("output") is not None else row["response"]
     before: list[Message] = []
-    for pair in json_of(row.get("history") or [], "history"):
-        if not isinstance(pair, list | tuple) or len(pair) != _PAIR:
-            raise DataError("history is not a list of [question, answer]")
+    history = json_of(row.get("history") or [], "history")
+    if not isinstance(history, list) or any(not isinstance(pair, list) or len(pair) != _PAIR for pair in history):
+        raise DataError("history is not a list of [question, answer]")
+    for pair in history:
         before += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
     turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
     return _with_system(row, [*before, *turns])
