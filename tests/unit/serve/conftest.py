@@ -201,7 +201,7 @@ class World:
     def __init__(self, folder: Path, facts: BaseModel, registry: Registry, upstream: Upstream) -> None:
         self.engine = ScriptedEngine()
         self.registry, self.copies = registry, folder / "copies"
-        self.routes, self.metrics = Routes(SERVED_BASE), Metrics(Live)
+        self.routes, self.metrics = Routes(SERVED_BASE._replace(path=facts.path)), Metrics(Live)
         self.supervisor = Supervisor(lambda: pytest.fail("nothing starts here"), folder / "log", upstream, Patience())
         self.verdict: asyncio.Future[str] | str | TuneshipError = "passed"
         self._facts = facts

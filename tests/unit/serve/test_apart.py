@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tuneship.core.errors import ArtifactError, PreflightError
@@ -89,3 +90,37 @@ async def test_who_ends_before_it_read_the_question_is_replaced(checker, make_ad
     with pytest.raises(PreflightError, match="ended the process"):
         await asked
     assert (await checker.check(make_adapter("sql"))).name == "sql"
+
+
+async def test_a_copy_is_proven_there_and_refused_in_the_same_words(checker, facts, make_adapter, tmp_path):
+    def broken(tensors: dict[str, np.ndarray]) -> None:
+        next(iter(tensors.values()))[0, 0] = np.inf
+
+    good, bad = make_adapter("sql"), make_adapter("bad", change=broken)
+    assert await checker.prove(await checker.check(good), good) == ()
+    checked = await checker.check(bad)
+    with pytest.raises(PreflightError) as wanted:
+        preflight.check(bad, facts)
+    with pytest.raises(PreflightError) as refused:
+        await checker.prove(checked, bad)
+    assert (refused.value.message, refused.value.hint) == (wanted.value.message, wanted.value.hint)
+    with pytest.raises(ArtifactError, match="was changed while it was being loaded"):
+        await checker.prove(checked, good)
+    with pytest.raises(ArtifactError, match="was changed while it was being loaded"):
+        await checker.prove(checked, tmp_path / "gone")
+
+
+async def test_a_proof_that_takes_too_long_or_ends_its_process_is_given_up(checker, make_adapter):
+    path = make_adapter("sql")
+    checked = await checker.check(path)
+    os.kill(checker.pid, signal.SIGSTOP)
+    with pytest.raises(PreflightError, match="could not be checked within 0"):
+        await checker.prove(checked, path, timeout_s=0.3)
+    assert await checker.prove(checked, path) == ()
+    os.kill(checker.pid, signal.SIGSTOP)
+    proving = asyncio.create_task(checker.prove(checked, path))
+    await asyncio.sleep(0.2)
+    os.kill(checker.pid, signal.SIGKILL)
+    with pytest.raises(PreflightError, match="ended the process"):
+        await proving
+    assert await checker.prove(checked, path) == ()

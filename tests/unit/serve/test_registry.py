@@ -348,3 +348,31 @@ def test_the_tables_themselves_refuse_what_must_never_be(registry, tmp_path, sta
             statement, {"a": a, "b": b, "c": c, "old": old, "id": content("x"), "id12": content("x")[:12]}
         )
     assert registry.versions() == before
+
+
+def test_verbs_at_once_are_one_write_and_one_that_is_refused_is_none_of_them(registry, tmp_path):
+    statements: list[str] = []
+    registry._held.connection.set_trace_callback(statements.append)
+    with registry.at_once():
+        version = add(registry, tmp_path, "a")
+        registry.loaded(version.name, "passed")
+        with pytest.raises(RegistryError, match="no live version"):
+            registry.weigh(version.name, 0.5)
+        assert registry.promote(version.name).state is State.LIVE
+    assert statements.count("COMMIT") == 1
+    assert [event.verb for event in registry.history()] == ["promote", "loaded", "add"]
+
+
+def test_verbs_at_once_that_are_broken_off_have_done_nothing(registry, tmp_path):
+    version = add(registry, tmp_path, "a")
+
+    def broken_off() -> None:
+        with registry.at_once():
+            registry.loaded(version.name, "passed")
+            registry.promote(version.name)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        broken_off()
+    assert registry.find(version.name) == version
+    assert [event.verb for event in registry.history()] == ["add"]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from tuneship.core.errors import EndpointError, EngineError
+from tuneship.core.errors import EndpointError, EngineError, PreflightError
+from tuneship.serve import engine_adapters
 from tuneship.serve.catalog import Entry
 from tuneship.serve.upstream import Upstream
 from tuneship.serve.verify.door import DoorScorer, Served
@@ -51,7 +52,7 @@ def _as_door(body: dict) -> dict:
 
 
 def _as_engine(body: dict) -> list[dict]:
-    asked = zip(body["input_ids"], body["logprob_start_len"], strict=True)
+    asked = zip(body["input_ids"], (max(start, 0) for start in body["logprob_start_len"]), strict=True)
     rows = [[[None if i == 0 else -float(token), token, None] for i, token in enumerate(ids[s:])] for ids, s in asked]
     return [{"meta_info": {"input_token_logprobs": row}} for row in rows]
 
@@ -167,3 +168,49 @@ async def test_a_connection_that_the_engine_ends_after_a_500_takes_no_other_requ
     async with listening, Upstream(f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}") as upstream:
         await asyncio.gather(*(one(upstream) for _ in range(50)))
     await asyncio.gather(*connections)
+
+
+async def test_what_is_asked_of_an_adapter_that_has_just_come_is_one_request(server):
+    """Its first token, its figures and the base's: one step of the engine instead of two or three."""
+    loaded = asyncio.Event()
+    async with Upstream(server.url) as upstream:
+        scorer = EngineScorer(upstream, BASE, loaded)
+        asked = [asyncio.create_task(scorer.logprobs(name, [[7, 8, 9]], [1])) for name in (None, "sql#1")]
+        assert await scorer.tokenize([{"role": "user", "content": "a"}]) == [1, 2]
+        await asyncio.sleep(0.02)
+        assert [body["path"] for body in server.bodies] == ["/v1/tokenize"], "nobody is asked before it is loaded"
+        loaded.set()
+        await asyncio.gather(engine_adapters.answer_once(upstream, "sql#1"), *asked)
+        assert [task.result() for task in asked] == [[[-8.0, -9.0]]] * 2
+    (body,) = server.bodies[1:]
+    assert sorted(map(str, body["lora_path"])) == ["None", "sql#1", "sql#1"]
+    assert sorted(each["max_new_tokens"] for each in body["sampling_params"]) == [0, 0, 1]
+
+
+async def test_an_engine_that_refuses_all_is_asked_one_by_one(server):
+    server.status = 400
+    async with Upstream(server.url) as upstream:
+        scorer = EngineScorer(upstream, BASE)
+        found = await asyncio.gather(
+            engine_adapters.answer_once(upstream, "sql#1"),
+            scorer.logprobs("sql#1", [[7, 8, 9]], [1]),
+            return_exceptions=True,
+        )
+    assert [type(error) for error in found] == [PreflightError, EngineError]
+    assert str(found[0]).startswith("it does not answer: no")
+    assert len(server.bodies) == 3
+
+
+async def test_a_first_token_that_does_not_come_is_given_up(server, monkeypatch):
+    async def hangs(_: dict) -> bytes:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(engine_adapters, "_ANSWER_S", 0.1)
+    async with Upstream(server.url) as upstream:
+        monkeypatch.setattr(upstream.joined, "_send", hangs)
+        scoring = asyncio.create_task(EngineScorer(upstream, BASE).logprobs(None, [[7, 8, 9]], [1]))
+        with pytest.raises(EngineError, match=r"said nothing to /generate within 0\.1 s"):
+            await engine_adapters.answer_once(upstream, "sql#1")
+        scoring.cancel()
+        await asyncio.gather(scoring, return_exceptions=True)

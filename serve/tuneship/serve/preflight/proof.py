@@ -31,18 +31,14 @@ def read(checked: CheckedAdapter, copy: Path) -> Contents:
     """
     try:
         contents = tensors.read(copy / WEIGHTS)
-    except ArtifactError:
-        raise _fault(checked) from None
-    weights = FileRecord(size=contents.size, sha256=contents.sha256)
-    if not is_of(checked, copy, weights):
-        raise _fault(checked)
-    if artifact.is_artifact(checked.path):
-        opened = artifact.open_artifact(checked.path, kind="adapter", verify=False)
-        if opened.manifest.content_id != checked.content_id:
+        weights = FileRecord(size=contents.size, sha256=contents.sha256)
+        if not is_of(checked, copy, weights):
             raise changed(checked)
-        config = sha256_file(copy / CONFIG)
-        known = {opened.path / WEIGHTS: weights.sha256, opened.path / CONFIG: config}  # the copy's: it is what answers
-        artifact.verify_payload(opened, lambda file: known.get(file) or sha256_file(file))
+        # The copy's hashes stand for the two files: it is what answers.
+        _verify(checked, {WEIGHTS: weights.sha256, CONFIG: sha256_file(copy / CONFIG)})
+    except (ArtifactError, OSError):
+        _verify(checked, {})  # of what is damaged in itself that is said
+        raise changed(checked) from None
     return contents
 
 
@@ -66,11 +62,12 @@ def changed(checked: CheckedAdapter) -> ArtifactError:
     )
 
 
-def _fault(checked: CheckedAdapter) -> ArtifactError:
-    """Why the copy is something else: of an artifact, what is wrong with that, if it still is."""
-    if artifact.is_artifact(checked.path):
-        try:
-            artifact.open_artifact(checked.path, kind="adapter")
-        except ArtifactError as error:
-            return error
-    return changed(checked)
+def _verify(checked: CheckedAdapter, known: dict[str, str]) -> None:
+    """Hold an artifact against its manifest; files with a `known` SHA-256 are not read."""
+    if not artifact.is_artifact(checked.path):
+        return
+    opened = artifact.open_artifact(checked.path, kind="adapter", verify=False)
+    if opened.manifest.content_id != checked.content_id:
+        raise changed(checked)
+    here = {opened.path / name: digest for name, digest in known.items()}
+    artifact.verify_payload(opened, lambda file: here.get(file) or sha256_file(file))
