@@ -150,7 +150,9 @@ class Pipeline:
 
     def _bench_id(self, stage: str, base: Base, *contents: str) -> str:
         files = map(data_sha256, recipe_file.bench_files(self.recipe))
-        contents = (base.weights_sha256, *contents, *files)
+        # What a base without a template of its own is asked with.
+        template = [self.recipe.data.template] if self.recipe.data.template else []
+        contents = (base.weights_sha256, *contents, *files, *template)
         return input_id(stage, _VERSION[stage], self.recipe, ("bench", "serve"), contents)
 
     def _attempt_of(self, stage: str) -> Path:

@@ -19,6 +19,7 @@ from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.model_source import ModelSource, resolve
 from tuneship.core.progress import say
 from tuneship.serve import preflight, quantized
+from tuneship.serve.dressed import Dress
 from tuneship.serve.preflight import BaseModel, Limits
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -63,13 +64,20 @@ class Catalog(NamedTuple):
 
 
 def read(
-    model: str, adapters: Path | None = None, *, max_rank: int = 64, name: str = "", to_come: bool = False
+    model: str,
+    adapters: Path | None = None,
+    *,
+    max_rank: int = 64,
+    name: str = "",
+    to_come: bool = False,
+    dress: Dress | None = None,
 ) -> Catalog:
     """Find and check what is to be served.
 
     `model` is the directory of a merged artifact or an NF4 base, or a base: a hub id, a path or a bundled id.
     `adapters` is one adapter's directory or a directory of them; `name` is what clients shall call `model`. `to_come`:
-    adapters may be loaded later, or come from the server's registry.
+    adapters may be loaded later, or come from the server's registry. `dress` is the chat template that a base is served
+    under in place of its own; a merged model has the one that it was trained with.
 
     Raises:
         ArtifactError: no such model or adapter; changed, truncated, or made for another base.
@@ -78,11 +86,16 @@ def read(
     """
     source, first = _artifact(Path(model), name) if artifact.is_artifact(Path(model)) else _base(model, name)
     weights = quantized.weights(source.path).method
+    whole = bool(first.artifact_id) and not artifact.quantized_base(source.path)
+    paths = _adapters(adapters) if adapters else []
+    if dress and not whole:
+        path = dress.put_on(source.path, paths)
+        version = f"{first.name}@{dress.version(first.version)}"
+        source, first = source._replace(path=path), first._replace(path=path, version=version)
     if adapters is None and not to_come:
-        whole = first.artifact_id and not artifact.quantized_base(source.path)
         return Catalog("merged" if whole else "base", (first,), weights, source)
     facts = preflight.read_base(source)
-    found = (_adapter(path, facts, Limits(max_rank)) for path in (_adapters(adapters) if adapters else ()))
+    found = (_adapter(path, facts, Limits(max_rank)) for path in paths)
     return Catalog("adapters", _all_different([first, *found]), weights, source)
 
 

@@ -16,6 +16,7 @@ def serve(
     port: int = 30000,
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto",
     quantization: Literal["none", "nf4", "dequantized", "fp8", "w4a16"] = "none",
+    template: str = "",
     max_loras: int = 8,
     max_rank: int = 64,
     context_length: int = 0,
@@ -53,6 +54,9 @@ def serve(
         Of the base. nf4: the 4-bit base that adapters are trained on, written when it is not there yet. dequantized:
         the values of that in 16 bits, for their memory at their speed, written likewise. fp8: SGLang quantizes while
         it loads, on a GPU. A W4A16 checkpoint (compressed-tensors) is served as it is.
+    template
+        Chat template of a base, in place of its own: alpaca, chatml, mistral, or a Jinja file such as the
+        chat_template.jinja that lies in an adapter. A merged model has its own.
     max_loras
         Adapters in one batch; more than that take turns.
     max_rank
@@ -87,10 +91,12 @@ def serve(
     """
     from pydantic import ValidationError  # noqa: PLC0415 - `--help` starts without all of this
 
+    from tuneship.core import chat_templates  # noqa: PLC0415
     from tuneship.core.cache import cache_dir, state_dir  # noqa: PLC0415
     from tuneship.core.errors import RecipeError  # noqa: PLC0415
     from tuneship.core.recipe import Serve  # noqa: PLC0415
     from tuneship.serve import catalog, quantized, server  # noqa: PLC0415
+    from tuneship.serve.dressed import Dress  # noqa: PLC0415
     from tuneship.serve.keys import Keyring, default_file  # noqa: PLC0415
 
     try:
@@ -117,8 +123,13 @@ def serve(
     keyring = Keyring(keys or default_file())
     served = quantized.with_quantization(model, settings)
     name = name or quantized.public_name(model)
-    found = catalog.read(served, adapters, max_rank=max_rank, name=name, to_come=state is not None)
+    log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"
+    dress = Dress(chat_templates.resolve(template, Path.cwd()), log) if template else None
+    found = catalog.read(served, adapters, max_rank=max_rank, name=name, to_come=state is not None, dress=dress)
     if found.mode == "adapters" and port and state is None:
         state = state_dir() / f"{found.base.version.replace('/', '--')}-{port}"
-    log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"
-    server.run(found, settings, server.Files(log, endpoint_file, state), server.Access(keyring, admin_port))
+    try:
+        server.run(found, settings, server.Files(log, endpoint_file, state), server.Access(keyring, admin_port))
+    finally:
+        if dress:
+            dress.take_off()

@@ -24,7 +24,7 @@ from tuneship.core import artifact, servable
 from tuneship.core.artifact import Artifact, FileRecord
 from tuneship.core.errors import ArtifactError, PreflightError, TuneshipError
 from tuneship.core.files import sha256_file
-from tuneship.core.servable import PROJECTIONS, Layer, Reason
+from tuneship.core.servable import MERGE, PROJECTIONS, Layer, Reason
 from tuneship.serve import tensors
 from tuneship.serve.preflight import files, folding, proof, settings, tokenizer, weights
 from tuneship.serve.preflight.base import BaseModel, read_base
@@ -171,7 +171,9 @@ def _origin(opened: Artifact, base: BaseModel) -> list[Reason]:
     """The manifest says which text it was trained on."""
     manifest, reasons = opened.manifest, []
     if manifest.template.sha256 != base.template_sha256:
-        reasons.append(Reason(f"was trained with another chat template than {base.record.id} has"))
+        own = f"serve the base with --template {opened.path / 'chat_template.jinja'}, or merge"
+        fix = own if (opened.path / "chat_template.jinja").is_file() else MERGE
+        reasons.append(Reason(f"was trained with another chat template than {base.record.id} has", fix))
     if manifest.tokenizer_sha256 != base.tokenizer_sha256:
         reasons.append(
             Reason(
