@@ -90,11 +90,18 @@ def test_what_is_too_long_and_what_of_it_would_be_cut(check, tokenizer):
         return len(template.encode(Conversation(row(question, answer)["messages"])).input_ids)
 
     limit = length("q", "word " * 20 + "end") - 1  # what is over it is the line break after the end of turn
-    rows = [row("q", "word " * 20 + "end"), row("q", "word " * 30), row("word " * 40, "a"), row("q", "a")]
+    assert length("qz", "word " * 20 + "end") == limit + 2  # its end of turn is the first token over the limit
+    rows = [
+        row("q", "word " * 20 + "end"),
+        row("qz", "word " * 20 + "end"),
+        row("q", "word " * 30),
+        row("word " * 40, "a"),
+        row("q", "a"),
+    ]
     found = check(rows, max_length=limit).train
-    assert (found.usable, found.too_long.rows, found.cut.rows, found.lost) == (1, 3, 2, 1)
+    assert (found.usable, found.too_long.rows, found.cut.rows, found.lost) == (1, 4, 3, 1)
     assert found.too_long.first[0] == f"train.jsonl:1: {limit + 1} tokens"
-    assert [place.partition(": ")[0] for place in found.cut.first] == ["train.jsonl:2", "train.jsonl:3"]
+    assert [place.partition(": ")[0] for place in found.cut.first] == [f"train.jsonl:{line}" for line in (2, 3, 4)]
 
 
 @settings(deadline=None, max_examples=30)
