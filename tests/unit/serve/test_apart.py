@@ -79,6 +79,8 @@ async def test_an_answer_nobody_waited_for_is_not_the_next_ones(checker, make_ad
     with pytest.raises(asyncio.CancelledError):
         await left
     assert (await checker.check(make_adapter("sql"))).name == "sql"
+    async with asyncio.timeout(5):
+        await asyncio.get_running_loop().shutdown_default_executor()  # no thread waits for an answer
 
 
 async def test_who_ends_before_it_read_the_question_is_replaced(checker, make_adapter):

@@ -105,12 +105,9 @@ class Checker:
                 self.start()
             try:
                 self._pipe.send(question)
-                answered = await asyncio.to_thread(self._pipe.poll, timeout_s)
+                answered = await self._polled(timeout_s)
             except OSError:
                 answered = True  # it ended, which shows below
-            except asyncio.CancelledError:
-                self.stop()  # or its answer would be taken for that to the next question
-                raise
             if not answered:
                 self.stop()
                 raise PreflightError(
@@ -125,6 +122,20 @@ class Checker:
         if isinstance(found, _Failed):
             raise by_name(found.kind)(found.message, found.hint)
         return found
+
+    async def _polled(self, timeout_s: float) -> bool:
+        polling = asyncio.create_task(asyncio.to_thread(self._pipe.poll, timeout_s))
+        try:
+            return await asyncio.shield(polling)
+        except asyncio.CancelledError:
+            # Its answer would be taken for that to the next question. Its end wakes the thread that polls, and only
+            # then is the pipe closed: else that may go on with the next one's, which gets the same number.
+            self._process.kill()
+            try:
+                await asyncio.gather(polling, return_exceptions=True)
+            finally:
+                self.stop()
+            raise
 
 
 def _work(pipe: Connection, source: ModelSource, limits: Limits, parent: int) -> None:
