@@ -21,7 +21,7 @@ from tuneship.core.model_source import ModelSource
 from tuneship.core.parity import REFERENCE_FILE, rows_sha256
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
-from tuneship.core.rundir import RunDir
+from tuneship.core.rundir import HELDOUT_FILE, RunDir
 from tuneship.core.stage import GRACE_S, Job, StageProcess, run_job
 
 _VERSION = {"train": 1, "merge": 2, "baseline": 2, "bench": 2}
@@ -115,7 +115,10 @@ class Pipeline:
 
     def bench(self, base: Base, served: Artifact, baseline: Path | None) -> Path:
         """Load and quality of the running server; the run's report."""
-        inputs = self._bench_inputs(served.manifest.name, served) | {"train_attempt": str(self._attempt_of("train"))}
+        train = self._attempt_of("train")
+        inputs = self._bench_inputs(served.manifest.name, served) | {"train_attempt": str(train)}
+        if (train / HELDOUT_FILE).is_file():
+            inputs["heldout"] = str(train / HELDOUT_FILE)
         if baseline:
             inputs["baseline"] = str(baseline)
         return self._step("bench", self._tuned_id(base, served), "tuneship.bench", inputs)

@@ -3,7 +3,7 @@
 runs/<name>/
   recipe.resolved.toml  command.txt  lock  state.json
   artifacts/<kind>-<id12>/
-  stages/<stage>/attempt-<n>/{log, metrics.jsonl}      stages/<stage>/latest -> attempt-<n>
+  stages/<stage>/attempt-<n>/{log, metrics.jsonl, heldout.jsonl}      stages/<stage>/latest -> attempt-<n>
   report.json  report.html
 """
 
@@ -24,6 +24,8 @@ from tuneship.core.errors import ArtifactError
 from tuneship.core.files import write_atomic
 
 SCHEMA = 1
+HELDOUT_FILE = "heldout.jsonl"
+"""In an attempt of `train`: the conversations held out, as messages, whatever they are written in."""
 
 
 class StageState(BaseModel):

@@ -1,8 +1,8 @@
 """The two measuring stages of `tuneship up`: the base before anything else changes, the tuned model at the end.
 
 inputs: `endpoint` (an `endpoint.json`), `model` (the name to send) and, where there is one, `artifact` (what was
-trained, with its evidence) for both; for `bench` also `train_attempt` (its metrics.jsonl) and `baseline` (what that
-stage wrote).
+trained, with its evidence) for both; for `bench` also `train_attempt` (its metrics.jsonl), `heldout` (the conversations
+that training held out, as messages) and `baseline` (what that stage wrote).
 
 Did held-out likelihood get better? Both stages score the rows of the artifact's `evidence/reference.jsonl`, not
 `data.heldout` as chats: these are the token ids that training cut and parity was measured on, whatever format the data
@@ -64,7 +64,7 @@ def bench(job: Job) -> Path:
     artifact = _artifact(job)
     tuned = _evaluate(target, job, "tuned")
     likelihood = _measure_nll(target, job, artifact, "tuned")
-    load = measure(target, _load_plan(job.recipe))
+    load = measure(target, _load_plan(job.recipe, job.inputs.get("heldout", "")))
     base_evals, base_nlls = _read_baseline(job)
     report = Report(
         name=job.recipe.name,
@@ -150,7 +150,8 @@ def _measure_nll(target: Target, job: Job, artifact: Artifact | None, role: Role
     return [found.model_copy(update={"data": job.recipe.data.heldout or found.data})]
 
 
-def _load_plan(recipe: Recipe) -> LoadPlan:
+def _load_plan(recipe: Recipe, heldout: str) -> LoadPlan:
+    """`heldout` is empty in a run that was trained before rows came in other formats."""
     load = recipe.bench.load
     return LoadPlan(
         rates=load.rates,
@@ -163,7 +164,7 @@ def _load_plan(recipe: Recipe) -> LoadPlan:
         trace=load.trace,
         workload=load.workload,
         prefix_tokens=load.prefix_tokens,
-        heldout=recipe.data.heldout,
+        heldout=heldout or recipe.data.heldout,
         adapters=load.adapters,
         warm_up_s=load.warm_up_s,
         slo_ms={"ttft": load.slo.ttft_ms, "tpot": load.slo.tpot_ms, "e2e": load.slo.e2e_ms},

@@ -110,6 +110,22 @@ def test_baseline_then_bench(run, server, behaviour, tmp_path, capsys) -> None:
     assert "eval json-fields-task tuned  4/4" in capsys.readouterr().err  # progress came through the pipe
 
 
+def test_a_load_asks_what_training_held_out(run, server, behaviour, tmp_path) -> None:
+    """And not the recipe's own file, which may be a table."""
+    server.behaviours["tiny"] = behaviour()
+    table = tmp_path / "rows.csv"
+    table.write_text("prompt,completion\nhi,ho\n")
+    overrides = {"bench.load.workload": "heldout", "data.heldout": str(table)}
+    recipe_file.save(recipe_file.load(run.recipe, overrides), run.recipe)
+    heldout = tmp_path / "heldout.jsonl"
+    row = [{"role": "user", "content": "what is held out"}, {"role": "assistant", "content": "ho"}]
+    heldout.write_text(json.dumps({"messages": row}) + "\n")
+    (level,) = read_report(bench(_job(run, "bench", "tiny", heldout=heldout))).load
+    assert level.completed == level.requests > 0
+    streamed = [body["messages"] for body in server.bodies if body.get("stream")]
+    assert all(messages[-1]["content"].endswith("what is held out") for messages in streamed)
+
+
 def test_the_load_is_the_recipe_s(run, server, behaviour) -> None:
     server.behaviours["tiny"] = behaviour(reply=lambda _: '{"ok": 1}')
     recipe_file.save(recipe_file.load(run.recipe, {"bench.load.processes": "2"}), run.recipe)

@@ -87,3 +87,11 @@ def test_only_bad_rows_are_not_an_empty_success(tmp_path, template):
 def test_a_missing_file_is_refused(tmp_path, template):
     with pytest.raises(DataError, match="no data file"):
         dataset.load(str(tmp_path / "nope.jsonl"), settings(), template)
+
+
+def test_conversations_are_written_out_for_whoever_reads_messages_alone(tmp_path, template):
+    rows = [{"prompt": "h\u00f6", "completion": "ho"}, {"text": "plain"}, {"instruction": "hi", "output": "ho"}]
+    loaded = dataset.load(write(tmp_path / "rows.jsonl", *rows), settings(), template)
+    assert dataset.write_conversations(loaded.rows, tmp_path / "out.jsonl") == 2
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["messages"][0]["content"] for row in written] == ["h\u00f6", "hi"]

@@ -14,14 +14,15 @@ from peft import LoraConfig
 from tuneship.core import artifact as artifacts
 from tuneship.core import checkpoint, hardware, recipe_file, servable
 from tuneship.core.artifact import Manifest
-from tuneship.core.errors import TrainError
+from tuneship.core.errors import DataError, TrainError
 from tuneship.core.identity import data_sha256
 from tuneship.core.parity import write_reference
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
+from tuneship.core.rundir import HELDOUT_FILE
 from tuneship.core.stage import Job
 from tuneship.train import export, fetch, model, parity, prepare
-from tuneship.train.data import packing
+from tuneship.train.data import dataset, packing
 from tuneship.train.data.dataset import Dataset
 from tuneship.train.elsewhere import unsloth_backend
 from tuneship.train.fitting import checkpoints, fit, full, smoke, tracking
@@ -47,6 +48,8 @@ def train(job: Job) -> Path:
     identity = _identity(recipe, prepared)
     resume = _checkpoint(job, identity)
     rows, heldout = prepare.read_rows(recipe, prepared.template, job.attempt)
+    if heldout:
+        _keep_heldout(heldout, recipe, job.attempt)
     few = int(job.inputs.get("smoke", 0))
     rows = smoke.subset(rows, few)
     learnt = rows
@@ -85,6 +88,13 @@ def train(job: Job) -> Path:
         sealed = artifacts.seal(work, manifest)
     checkpoints.remove_all(job.attempt.parent)
     return sealed.path
+
+
+def _keep_heldout(heldout: Dataset, recipe: Recipe, attempt: Path) -> None:
+    """Conversations for a load to ask, which does not read what they came from."""
+    asked = dataset.write_conversations(heldout.rows, attempt / HELDOUT_FILE)
+    if not asked and recipe.bench.load.workload == "heldout":
+        raise DataError("bench.load.workload = 'heldout', but what is held out is plain text, which asks nothing")
 
 
 def _load(prepared: Prepared, recipe: Recipe) -> Any:

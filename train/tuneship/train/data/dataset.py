@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -67,6 +68,20 @@ def load(pattern: str, data: Data, template: ChatTemplate, folder: Path | None =
     if refused:
         say(f"skipped {refused} of {total} rows, the first: {reading.first[0]}")
     return Dataset(rows, data_sha256(pattern))
+
+
+def write_conversations(rows: Stored, file: Path) -> int:
+    """Write `rows` as a JSONL of messages, for whoever reads no other format; how many have any.
+
+    Plain text asks nothing, and is left out.
+    """
+    written = 0
+    with file.open("w", encoding="utf-8") as lines:
+        for row in rows:
+            if row.messages:
+                lines.write(json.dumps({"messages": list(row.messages)}, ensure_ascii=False) + "\n")
+                written += 1
+    return written
 
 
 class _Reading:
