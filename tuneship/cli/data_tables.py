@@ -70,7 +70,7 @@ def _lines(report: Report, splits: dict[str, Split]) -> Iterator[_Line]:
     for what, finding in overlaps.items():
         yield _Line("train", what, finding)
     for name, split in splits.items():
-        yield _Line(name, "said before", split.duplicates)
+        yield _Line(name, "the same as one before", split.duplicates)
         yield _Line(name, "without an end that is learnt: what they teach does not stop", split.without_end)
         yield _Line(name, "with a second BOS", split.double_bos)
         yield _Line(name, "with a special token written out in a message", split.special_text)
@@ -88,6 +88,8 @@ def _show_line(line: _Line) -> None:
         out.print(f"  {escape(place)}", soft_wrap=True, highlight=False)
     if finding.rows > len(finding.first):
         out.print(f"  and {finding.rows - len(finding.first):,} more", highlight=False)
+    if finding.hint:
+        out.print(f"  [cyan]hint[/]: {escape(finding.hint)}", soft_wrap=True, highlight=False)
 
 
 def _rows(count: int) -> str:

@@ -57,7 +57,8 @@ def test_as_json_it_is_all_there(recipe, capsys):
         data.check(recipe([GOOD, "{"], [GOOD]), json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["train"]["rows"] == 2
-    assert found["same_conversation"] == {"rows": 1, "first": ["train.jsonl:1 is heldout.jsonl:1"]}
+    same = {"rows": 1, "first": ["train.jsonl:1 is heldout.jsonl:1"], "hint": ""}
+    assert found["same_conversation"] == same
     (refused,) = found["train"]["refused"].values()
     assert refused["rows"] == 1
 

@@ -43,15 +43,18 @@ def check(tmp_path, tokenizer):
 def test_every_refused_row_is_counted_under_its_reason(check):
     found = check([row("a"), "{", "{}", row("b", " "), row("c"), '{"messages": [1', '{"x": 1}']).train
     assert (found.rows, found.usable, found.unusable) == (7, 2, 5)
-    by_first = {finding.first[0].partition(": ")[0]: finding.rows for finding in found.refused.values()}
-    assert by_first == {
-        "train.jsonl:2": 1,
-        "train.jsonl:3": 1,
-        "train.jsonl:4": 1,
-        "train.jsonl:6": 1,
-        "train.jsonl:7": 1,
-    }
-    assert sum(finding.rows for finding in found.refused.values()) == 5
+    by_reason = {reason.partition(";")[0]: finding.first for reason, finding in found.refused.items()}
+    assert list(by_reason) == ["not JSON", "has the keys ...", "message N (assistant) has no text"]
+    assert [place.partition(": ")[0] for place in by_reason["not JSON"]] == ["train.jsonl:2", "train.jsonl:6"]
+    assert by_reason["has the keys ..."][1].startswith("train.jsonl:7: has the keys x; wanted ")
+    assert by_reason["message N (assistant) has no text"] == ["train.jsonl:4: message 1 (assistant) has no text"]
+
+
+def test_a_reason_is_not_repeated_and_comes_with_what_to_do(check):
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    (finding,) = check([row("a"), row("b", tools=tools)]).train.refused.values()
+    assert finding.first == ["train.jsonl:2"]
+    assert "system message" in finding.hint
 
 
 def test_reasons_that_differ_in_numbers_are_one_and_the_first_few_are_named(check):
@@ -66,9 +69,10 @@ def test_reasons_that_differ_in_numbers_are_one_and_the_first_few_are_named(chec
     assert len(found.refused[reason].first) == 5
 
 
-def test_many_reasons_are_counted_together_at_last(check):
-    keys = [{f"{chr(97 + i // 26)}{chr(97 + i % 26)}": 1} for i in range(40)]
-    found = check([row("a"), *keys]).train
+def test_reasons_without_end_are_counted_together_at_last(check, tokenizer):
+    picky = "{% if 'bad' in messages[0].content %}{{ raise_exception(messages[0].content) }}{% endif %}"
+    template = ChatTemplate(tokenizer, picky + tokenizer.chat_template)
+    found = check([row("a"), *(row(f"bad {'x' * count}") for count in range(40))], template=template).train
     assert len(found.refused) == 31
     assert found.refused["other reasons"].rows == 10
 

@@ -30,6 +30,13 @@ _EVERY = 50_000
 _REASONS = 30
 """That are told apart; rows refused for yet another one are counted together."""
 _PERCENTS = (95, 99, 100)
+_DETAILS = (
+    (re.compile(r"^(not [A-Z]+): .*", re.DOTALL), r"\1"),
+    (re.compile(r"has the keys .*?;"), "has the keys ...;"),
+    (re.compile(r"'[^']*'"), "'...'"),
+    (re.compile(r"\d+"), "N"),
+)
+"""{what rows that are refused for one reason differ in: what stands for it}."""
 
 
 class Finding(BaseModel):
@@ -37,6 +44,8 @@ class Finding(BaseModel):
 
     rows: int = 0
     first: list[str] = []
+    hint: str = ""
+    """What to do about the first."""
 
     def add(self, place: str) -> None:
         """One more, at `place`."""
@@ -144,7 +153,7 @@ class _Pass:
             try:
                 conversation, encoded = self._encode(raw)
             except DataError as error:
-                self._refuse(raw.place, error.message)
+                self._refuse(raw.place, error)
                 continue
             self._count(raw.place, conversation, encoded)
         if not split.rows:
@@ -161,12 +170,15 @@ class _Pass:
         conversation = formats.conversation(raw.row, self._data)
         return conversation, self._template.encode(conversation, self._data.loss)
 
-    def _refuse(self, place: str, message: str) -> None:
-        """Reasons that differ in a number or in what is quoted are one."""
-        kind = re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'...'", message.partition("\n")[0]))
-        if kind not in self._split.refused and len(self._split.refused) >= _REASONS:
-            kind = "other reasons"
-        self._split.refused.setdefault(kind, Finding()).add(f"{place}: {message}")
+    def _refuse(self, place: str, error: DataError) -> None:
+        """Reasons that differ in a number, a name or in where JSON ends are one."""
+        reason, refused = error.message, self._split.refused
+        for detail, instead in _DETAILS:
+            reason = detail.sub(instead, reason)
+        if reason not in refused and len(refused) >= _REASONS:
+            reason = "other reasons"
+        finding = refused.setdefault(reason, Finding(hint=error.hint))
+        finding.add(place if reason == error.message else f"{place}: {error.message}")
 
     def _count(self, place: str, conversation: Conversation, encoded: Encoded) -> None:
         split, length = self._split, len(encoded.input_ids)
