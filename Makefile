@@ -35,7 +35,7 @@ test: test-unit test-integration test-gpu ## all tests that this machine can run
 
 test-unit: $(STAMP)
 	@echo "== unit tests"
-	$(BIN)/python -m pytest tests/unit -n $(UNIT_WORKERS) -m "not timing"
+	$(BIN)/python -m pytest tests/unit -n $(UNIT_WORKERS) -m "not timing and not slow"
 	@echo "== unit tests that measure time, one after the other"
 	$(BIN)/python -m pytest tests/unit -m timing
 
@@ -44,7 +44,7 @@ test-integration: $(STAMP)
 	$(BIN)/python -m pytest tests/integration -m "not slow"
 
 test-slow: $(STAMP) ## what takes minutes for one figure: real adapters on the bundled model, held against PEFT
-	$(BIN)/python -m pytest tests/integration -m slow -s
+	$(BIN)/python -m pytest tests/unit tests/integration -m slow -s
 
 test-gpu: $(STAMP)
 	@if [ ! -d tests/gpu ]; then echo "== GPU tests: there are none"; \
