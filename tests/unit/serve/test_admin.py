@@ -10,14 +10,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-import uvicorn
 
+from tests.unit.serve.listening import listening
 from tuneship.core.errors import EndpointError, EngineError, ParityError, PreflightError, RecipeError, RegistryError
 from tuneship.serve import adapters_commands as verbs
 from tuneship.serve import deploy
 from tuneship.serve.admin import build_admin
 from tuneship.serve.assembly import Parts
-from tuneship.serve.engine import free_port
 from tuneship.serve.metrics import Live
 from tuneship.serve.running import Running, announced
 from tuneship.serve.supervisor import Phase
@@ -43,17 +42,9 @@ async def admin(world) -> AsyncIterator[str]:
 
 async def served(parts: Parts, mode: str) -> AsyncIterator[str]:
     """`parts`' admin side, announced as this process's server; its address."""
-    port = free_port()
-    app = build_admin(parts, lambda token: "local" if token == KEY else None, mode)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
-        await asyncio.sleep(0.01)
-    url = f"http://127.0.0.1:{port}"
-    with announced(Running(url="http://127.0.0.1:1", admin_url=url, admin_key=KEY)):
-        yield url
-    server.should_exit = True
-    await serving
+    async with listening(build_admin(parts, lambda token: "local" if token == KEY else None, mode)) as (url, _):
+        with announced(Running(url="http://127.0.0.1:1", admin_url=url, admin_key=KEY)):
+            yield url
 
 
 @pytest.fixture

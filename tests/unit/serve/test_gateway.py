@@ -10,9 +10,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-import uvicorn
 from aiohttp import web
 
+from tests.unit.serve.listening import listening
 from tuneship.serve import bodies
 from tuneship.serve.bodies import MAX_BODY_BYTES
 from tuneship.serve.catalog import Entry
@@ -95,20 +95,13 @@ async def door(engine) -> AsyncIterator[aiohttp.ClientSession]:
 async def open_door(
     engine_url: str, *, ready: bool = True, routes: Routes | None = None
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    port = free_port()
     routes = routes or Routes(BASE, (SQL,))
     async with Upstream(engine_url) as upstream:
         metrics = Metrics(Live)
         metrics.serving([BASE.version, VERSION])
         app = Observed(build_door(routes, upstream, metrics, lambda: ready), metrics)
-        server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, lifespan="off"))
-        serving = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
-            await asyncio.sleep(0.01)
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+        async with listening(app) as (url, _), aiohttp.ClientSession(url) as session:
             yield session
-        server.should_exit = True
-        await serving
     assert not routes.all_in_flight(), "a lease is out for ever"
 
 

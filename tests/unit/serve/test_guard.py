@@ -11,15 +11,14 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.unit.serve.listening import listening
 from tuneship.core.errors import PreflightError
 from tuneship.serve import guard, keys, protocol
-from tuneship.serve.engine import free_port
 from tuneship.serve.guard import LIMITS, Guard, Limits, check_listen
 from tuneship.serve.keys import SCOPE_KEY, Keyring
 from tuneship.serve.protocol import DoorProtocol
@@ -89,19 +88,11 @@ def keyring(tmp_path: Path) -> Keyring:
 
 @contextlib.asynccontextmanager
 async def opened(behind: Behind, keyring: Keyring, limits: Limits = LIMITS) -> AsyncIterator[aiohttp.ClientSession]:
-    port = free_port()
     app = Guard(behind.app(), keyring, limits)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_config=None, http=DoorProtocol, ws="none"))
-    behind.connections = server.server_state.connections
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
-        await asyncio.sleep(0.01)
-    try:
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+    async with listening(app, http=DoorProtocol, ws="none") as (url, server):
+        behind.connections = server.server_state.connections
+        async with aiohttp.ClientSession(url) as session:
             yield session
-    finally:
-        server.should_exit = True
-        await serving
 
 
 async def error_of(response: aiohttp.ClientResponse) -> dict:

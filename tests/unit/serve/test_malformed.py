@@ -18,12 +18,11 @@ from pathlib import Path
 import aiohttp
 import psutil
 import pytest
-import uvicorn
 from aiohttp import web
 
+from tests.unit.serve.listening import listening
 from tuneship.serve import bodies, keys, protocol
 from tuneship.serve.catalog import Entry
-from tuneship.serve.engine import free_port
 from tuneship.serve.gateway import build_door
 from tuneship.serve.guard import Guard, Limits
 from tuneship.serve.keys import Keyring
@@ -83,18 +82,10 @@ async def opened(engine: Engine, keyring: Keyring, limits: Limits) -> AsyncItera
     async with Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}") as upstream:
         metrics = Metrics(Live)
         door = Observed(Guard(build_door(Routes(BASE, ()), upstream, metrics, lambda: True), keyring, limits), metrics)
-        port = free_port()
-        as_served = {"log_config": None, "access_log": False, "lifespan": "off", "http": DoorProtocol, "ws": "none"}
-        config = uvicorn.Config(door, port=port, **as_served)
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve())
-        while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
-            await asyncio.sleep(0.01)
         try:
-            yield f"http://127.0.0.1:{port}"
+            async with listening(door, access_log=False, http=DoorProtocol, ws="none") as (url, _):
+                yield url
         finally:
-            server.should_exit = True
-            await serving
             await runner.cleanup()
 
 

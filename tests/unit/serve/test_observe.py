@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import aiohttp
 import pytest
-import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.applications import Starlette
@@ -18,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from tuneship.serve.engine import free_port
+from tests.unit.serve.listening import listening
 from tuneship.serve.guard import our_fault
 from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.observe import Observed, Usage, find_usage
@@ -107,15 +106,8 @@ def door() -> Door:
 
 @pytest.fixture
 async def client(door: Door) -> AsyncIterator[aiohttp.ClientSession]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(door.app, port=port, log_config=None))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn offers a flag, no event
-        await asyncio.sleep(0.01)
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+    async with listening(door.app) as (url, _), aiohttp.ClientSession(url) as session:
         yield session
-    server.should_exit = True
-    await serving
 
 
 async def over(door: Door) -> None:
