@@ -79,7 +79,7 @@ class Data(Section):
     columns: dict[str, str] = {}
     """{a column of the format: the one that stands for it in these rows}."""
     template: str = ""
-    """A chat template for a model that has none: `alpaca`, `chatml`, a Jinja file, or Jinja itself."""
+    """A chat template for a model that has none: `alpaca`, `chatml`, `mistral`, a Jinja file, or Jinja itself."""
     max_length: Annotated[int, Field(ge=16)] = 1024
     on_bad_row: Literal["fail", "skip"] = "fail"
     loss: Literal["assistant", "completion", "all"] = "assistant"
