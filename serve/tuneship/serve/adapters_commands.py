@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-_SLOWEST_S = 4000
-"""Beyond what a server takes for any verb: it gives up by itself, and says why."""
-
 
 def load(path: Path, *, alias: str = "", weight: str = "", pin: bool = False, url: str = "") -> None:
     """Bring an adapter into the running server: checked, copied, loaded and verified; nothing is lost if it fails.
@@ -150,34 +147,11 @@ def _share(text: str) -> float | None:
 
 
 def _ask(method: str, path: str, url: str, body: dict[str, Any] | None = None) -> Any:
-    """What the server's admin side answers.
-
-    Raises:
-        TuneshipError: what the server says went wrong, as its own kind; EndpointError if it says nothing.
-
-    """
-    import httpx  # noqa: PLC0415
-
-    from tuneship.core.errors import EndpointError, by_name  # noqa: PLC0415
+    """What the admin side of the server at `url` answers."""
     from tuneship.serve import running  # noqa: PLC0415
+    from tuneship.serve.admin_client import ask  # noqa: PLC0415
 
-    server = running.find(url)
-    headers = {"Authorization": f"Bearer {server.admin_key}"}
-    try:
-        answer = httpx.request(
-            method, f"{server.admin_url}{path}", json=body, headers=headers, timeout=_SLOWEST_S, trust_env=False
-        )
-        said = answer.json()
-        failure = None if answer.status_code == 200 else said["error"]
-        refused = by_name(failure["type"])(failure["message"], hint=failure["hint"]) if failure else None
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError, TypeError) as error:
-        raise EndpointError(
-            f"{server.admin_url} does not answer as a server's admin side: {error}",
-            hint="is it still running, and is this its admin address?",
-        ) from None
-    if refused:
-        raise refused
-    return said
+    return ask(running.find(url), method, path, body)
 
 
 def _show(versions: Sequence[dict[str, Any]]) -> None:

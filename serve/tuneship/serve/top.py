@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tuneship.serve.running import Running
     from tuneship.serve.status import Status
 
 _WINDOW_S = 60.0
@@ -36,8 +37,7 @@ def top(*, url: str = "", once: bool = False) -> None:
     from tuneship.serve.screen import Sample, render  # noqa: PLC0415
 
     def ask() -> Status:
-        server = running.find(url)  # each time: it may have been started again, elsewhere
-        return fetch(server.admin_url, server.admin_key)
+        return fetch(running.find(url))  # each time: it may have been started again, elsewhere
 
     console = Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH, highlight=False)
     if once or not console.is_terminal:
@@ -47,30 +47,22 @@ def top(*, url: str = "", once: bool = False) -> None:
         watch(ask, console)
 
 
-def fetch(admin_url: str, admin_key: str) -> Status:
-    """Ask the server.
+def fetch(server: Running) -> Status:
+    """Ask `server` how it is.
 
     Raises:
         EndpointError: it does not answer, or not as a server of ours.
 
     """
-    import httpx  # noqa: PLC0415
     from pydantic import ValidationError  # noqa: PLC0415
 
-    from tuneship.core.errors import EndpointError  # noqa: PLC0415
+    from tuneship.serve.admin_client import ask, silent  # noqa: PLC0415
     from tuneship.serve.status import Status  # noqa: PLC0415
 
-    headers = {"Authorization": f"Bearer {admin_key}"}
     try:
-        answer = httpx.get(f"{admin_url}/admin/status", headers=headers, timeout=_PATIENCE_S, trust_env=False)
-        if answer.status_code == 401:
-            raise EndpointError(f"{admin_url} refuses this admin key", hint="set TUNESHIP_ADMIN_KEY to the server's")
-        return Status.model_validate_json(answer.raise_for_status().content)
-    except (httpx.HTTPError, ValidationError) as error:
-        reason = "its status cannot be read" if isinstance(error, ValidationError) else str(error) or "no answer"
-        raise EndpointError(
-            f"{admin_url} does not answer as a server of ours: {reason}", hint="--url wants its admin address"
-        ) from None
+        return Status.model_validate(ask(server, "GET", "/admin/status", patience_s=_PATIENCE_S))
+    except ValidationError:
+        raise silent(server, "its status cannot be read") from None
 
 
 def watch(ask: Callable[[], Status], console: Console, every_s: float = 1.0) -> None:

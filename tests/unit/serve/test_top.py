@@ -17,6 +17,7 @@ from rich.console import Console
 
 from tuneship.core.errors import EndpointError
 from tuneship.serve.metrics import Answer, Live, Metrics
+from tuneship.serve.running import Running
 from tuneship.serve.screen import Sample, render
 from tuneship.serve.status import Counts, Histogram, Status
 from tuneship.serve.top import fetch, watch
@@ -174,6 +175,10 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def at(url: str, key: str = "secret") -> Running:
+    return Running(url="", admin_url=url, admin_key=key)
+
+
 @pytest.fixture
 def admin() -> Iterator[tuple[type[Handler], str]]:
     handler = type("OwnHandler", (Handler,), {"said": json.dumps(Server().said()).encode()})
@@ -187,9 +192,9 @@ def admin() -> Iterator[tuple[type[Handler], str]]:
 
 def test_a_status_comes_with_the_key_alone(admin):
     _, url = admin
-    assert fetch(url, "secret").engine.pid == 4711
+    assert fetch(at(url)).engine.pid == 4711
     with pytest.raises(EndpointError, match="refuses this admin key") as caught:
-        fetch(url, "wrong")
+        fetch(at(url, "wrong"))
     assert "TUNESHIP_ADMIN_KEY" in caught.value.hint
 
 
@@ -197,13 +202,13 @@ def test_a_status_comes_with_the_key_alone(admin):
 def test_an_answer_of_something_else(admin, said: bytes):
     handler, url = admin
     handler.said = said
-    with pytest.raises(EndpointError, match="its status cannot be read"):
-        fetch(url, "secret")
+    with pytest.raises(EndpointError, match="does not answer as a server's admin side"):
+        fetch(at(url))
 
 
 def test_nobody_there():
     with pytest.raises(EndpointError, match="does not answer"):
-        fetch("http://127.0.0.1:9", "secret")
+        fetch(at("http://127.0.0.1:9"))
 
 
 def test_the_screen_outlives_its_server(admin):
@@ -215,7 +220,7 @@ def test_the_screen_outlives_its_server(admin):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
-        return fetch(url if len(calls) <= 3 else "http://127.0.0.1:9", "secret")
+        return fetch(at(url if len(calls) <= 3 else "http://127.0.0.1:9"))
 
     console = Console(file=io.StringIO(), force_terminal=True, width=110, height=30, legacy_windows=False)
     with pytest.raises(KeyboardInterrupt):
