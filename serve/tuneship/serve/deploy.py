@@ -254,11 +254,12 @@ class Deployer:
         loading = engine_adapters.load(upstream, version.selector, version.path, pinned=version.pinned)
         verifying = asyncio.ensure_future(self._verify(version, source, loaded))
         try:
-            # Nobody asks it before both are done: what is not proven may end the engine at the first question.
-            remarks, _ = await _together(self._checker.prove(checked, version.path), loading)
+            # A wrong shape ends the engine at the first question: we ask when there is none, others when all is proven.
+            remarks, _ = await _together(self._checker.sound(checked, version.path), loading)
             load_s = time.monotonic() - began
             loaded.set()
-            _, verified = await _together(engine_adapters.answer_once(upstream, version.selector), verifying)
+            asking = _together(engine_adapters.answer_once(upstream, version.selector), verifying)
+            _, (_, verified) = await _together(self._checker.prove(checked, version.path), asking)
         finally:
             verifying.cancel()
             await asyncio.gather(verifying, return_exceptions=True)

@@ -2,7 +2,7 @@
 
     headers(file)     # {key: dtype, shape, place}
     read(file)        # the same, what the values are like, and the file's SHA-256, of one and the same bytes
-    digest(file)      # the same without a look at the values
+    digest(file)      # the same without a look at the values; `look` without the SHA-256
 
 Format: 8 bytes little-endian length, that many bytes of JSON, then the data that the JSON's offsets cover without gaps
 (https://github.com/huggingface/safetensors#format). The library checks all of that when it opens a file, so we ask it.
@@ -97,7 +97,7 @@ def read(file: Path) -> Contents:
         ArtifactError: as `headers`.
 
     """
-    return _read(file, frozenset(FLOATS))
+    return _read(file, look=True, hashed=True)
 
 
 def digest(file: Path) -> Contents:
@@ -107,10 +107,20 @@ def digest(file: Path) -> Contents:
         ArtifactError: as `headers`.
 
     """
-    return _read(file, frozenset())
+    return _read(file, look=False, hashed=True)
 
 
-def _read(file: Path, looked_at: frozenset[str]) -> Contents:
+def look(file: Path) -> Contents:
+    """`read` without the SHA-256.
+
+    Raises:
+        ArtifactError: as `headers`.
+
+    """
+    return _read(file, look=True, hashed=False)
+
+
+def _read(file: Path, *, look: bool, hashed: bool) -> Contents:
     if not file.is_file():  # opening a pipe would wait for somebody to write
         raise ArtifactError(f"{file} is not a file")
     sha256, hashing = hashlib.sha256(), list[Future[None]]()
@@ -118,14 +128,15 @@ def _read(file: Path, looked_at: frozenset[str]) -> Contents:
     with _readable(file) as opened, ThreadPoolExecutor(1) as hasher:
         header, found = _header(opened)
         sha256.update(header)
-        size, highest = len(header), {key: 0 for key, tensor in found.items() if tensor.dtype in looked_at}
+        size, highest = len(header), {key: 0 for key, tensor in found.items() if look and tensor.dtype in FLOATS}
         for number, block in enumerate(_blocks(found)):
-            if number >= _AHEAD:
+            if hashed and number >= _AHEAD:
                 hashing[number - _AHEAD].result()
             data = buffers[number % _AHEAD][: block[-1].end - block[0].start]
             if block[0].start != size or opened.readinto(data) != len(data):
                 raise ValueError("it is being written to")
-            hashing.append(hasher.submit(sha256.update, data))
+            if hashed:
+                hashing.append(hasher.submit(sha256.update, data))
             for key, start, end in block:
                 if key in highest:
                     raw = data[start - size : end - size]
@@ -134,7 +145,7 @@ def _read(file: Path, looked_at: frozenset[str]) -> Contents:
         if opened.read(1):
             raise ValueError("it is being written to")
     values = {key: Values(most < FLOATS[found[key].dtype].exponent, most == 0) for key, most in highest.items()}
-    return Contents(size, sha256.hexdigest(), found, values)
+    return Contents(size, sha256.hexdigest() if hashed else "", found, values)
 
 
 def read_bytes(file: Path, tensor: Tensor) -> bytes:

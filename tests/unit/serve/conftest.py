@@ -218,8 +218,11 @@ class World:
     async def check(self, path: Path) -> CheckedAdapter:
         return preflight.fits(path, self._facts)
 
-    async def prove(self, checked: CheckedAdapter, copy: Path) -> tuple[str, ...]:
-        return await asyncio.to_thread(preflight.prove, checked, copy, self._facts)
+    async def sound(self, checked: CheckedAdapter, copy: Path) -> tuple[str, ...]:
+        return await asyncio.to_thread(preflight.sound, checked, copy, self._facts)
+
+    async def prove(self, checked: CheckedAdapter, copy: Path) -> None:
+        await asyncio.to_thread(preflight.prove, checked, copy)
 
     async def verify(self, _: Version, __: Path, ___: asyncio.Event) -> str:
         if isinstance(self.verdict, TuneshipError):

@@ -99,12 +99,14 @@ async def test_a_copy_is_proven_there_and_refused_in_the_same_words(checker, fac
         next(iter(tensors.values()))[0, 0] = np.inf
 
     good, bad = make_adapter("sql"), make_adapter("bad", change=broken)
-    assert await checker.prove(await checker.check(good), good) == ()
+    checked = await checker.check(good)
+    assert await checker.sound(checked, good) == ()
+    await checker.prove(checked, good)
     checked = await checker.check(bad)
     with pytest.raises(PreflightError) as wanted:
         preflight.check(bad, facts)
     with pytest.raises(PreflightError) as refused:
-        await checker.prove(checked, bad)
+        await checker.sound(checked, bad)
     assert (refused.value.message, refused.value.hint) == (wanted.value.message, wanted.value.hint)
     with pytest.raises(ArtifactError, match="was changed while it was being loaded"):
         await checker.prove(checked, good)
@@ -118,11 +120,11 @@ async def test_a_proof_that_takes_too_long_or_ends_its_process_is_given_up(check
     os.kill(checker.pid, signal.SIGSTOP)
     with pytest.raises(PreflightError, match="could not be checked within 0"):
         await checker.prove(checked, path, timeout_s=0.3)
-    assert await checker.prove(checked, path) == ()
+    await checker.prove(checked, path)
     os.kill(checker.pid, signal.SIGSTOP)
     proving = asyncio.create_task(checker.prove(checked, path))
     await asyncio.sleep(0.2)
     os.kill(checker.pid, signal.SIGKILL)
     with pytest.raises(PreflightError, match="ended the process"):
         await proving
-    assert await checker.prove(checked, path) == ()
+    await checker.prove(checked, path)

@@ -70,18 +70,37 @@ async def test_what_is_refused_before_leaves_nothing(world, adapters, make_adapt
     world.agree()
 
 
-async def test_nobody_is_asked_before_the_copy_is_proven(world, adapters, monkeypatch):
-    proven, proves = asyncio.Event(), world.prove
+def held_up(world: Any, monkeypatch: pytest.MonkeyPatch, phase: str) -> asyncio.Event:
+    """A phase of the check that goes on when the event is set."""
+    goes_on, goes = asyncio.Event(), getattr(world, phase)
 
-    async def proves_late(*given: Any) -> Any:
-        await proven.wait()
-        return await proves(*given)
+    async def goes_later(*given: Any) -> Any:
+        await goes_on.wait()
+        return await goes(*given)
 
-    monkeypatch.setattr(world, "prove", proves_late)
+    monkeypatch.setattr(world, phase, goes_later)
+    return goes_on
+
+
+async def test_nobody_is_asked_before_the_copy_is_sound(world, adapters, monkeypatch):
+    sound = held_up(world, monkeypatch, "sound")
     loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
     await until(lambda: world.engine.adapters)
     await asyncio.sleep(0.05)
     assert world.engine.asked == [LOAD]
+    sound.set()
+    assert (await loading).state is State.LIVE
+    world.agree()
+
+
+async def test_nobody_else_asks_before_the_copy_is_proven(world, adapters, monkeypatch):
+    proven = held_up(world, monkeypatch, "prove")
+    loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
+    await until(lambda: GENERATE in world.engine.asked)
+    await asyncio.sleep(0.05)
+    (name,) = world.states()
+    assert world.states() == {name: State.CHECKED}
+    assert world.routes.lease("sql") is world.routes.lease(name) is None
     proven.set()
     assert (await loading).state is State.LIVE
     world.agree()
@@ -111,7 +130,7 @@ async def test_an_artifact_that_is_damaged_is_found_while_it_is_loaded(world, se
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtifactError, match="was changed after it was written"):
         await world.deployer.load(sealed.path)
-    assert world.engine.asked == [LOAD, UNLOAD]
+    assert world.engine.asked == [LOAD, GENERATE, UNLOAD], "values like any other"
     world.agree()
     file.write_bytes(content)
     assert (await world.deployer.load(sealed.path)).state is State.LIVE
@@ -122,33 +141,46 @@ async def test_an_artifact_that_is_damaged_is_found_while_it_is_loaded(world, se
 
 
 @pytest.mark.parametrize(
-    ("proof", "error", "said"),
+    ("fault", "error", "said"),
     [(None, PreflightError, "as it was told"), (ArtifactError("it was changed"), ArtifactError, "it was changed")],
 )
-async def test_an_engine_that_refuses_waits_for_the_proof(world, adapters, monkeypatch, proof, error, said):
+@pytest.mark.parametrize(("phase", "path"), [("sound", LOAD), ("prove", GENERATE)])
+async def test_an_engine_that_refuses_waits_for_the_check(
+    world, adapters, monkeypatch, phase, path, fault, error, said
+):
     goes_on = asyncio.Event()
 
-    async def proves_late(*_: Any) -> tuple[str, ...]:
+    async def goes_late(*_: Any) -> tuple[str, ...]:
         await goes_on.wait()
-        if proof:
-            raise proof
+        if fault:
+            raise fault
         return ()
 
-    monkeypatch.setattr(world, "prove", proves_late)
-    world.engine.faults[LOAD] = 400
+    monkeypatch.setattr(world, phase, goes_late)
+    world.engine.faults[path] = 400
     loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
-    await until(lambda: LOAD in world.engine.asked)
+    await until(lambda: path in world.engine.asked)
     await asyncio.sleep(0.05)
     assert not loading.done()
     goes_on.set()
-    with pytest.raises(
-        ArtifactError if proof else PreflightError, match="it was changed" if proof else "as it was told"
-    ):
+    with pytest.raises(error, match=said):
         await loading
     world.agree()
 
 
-@pytest.mark.parametrize("phase", ["check", "copy", "prove", "flush", "load", "verify"])
+async def test_that_it_is_something_else_is_said_before_what_it_answers(world, adapters, monkeypatch):
+    async def finds_out(*_: Any) -> None:
+        raise ArtifactError("it was changed")
+
+    monkeypatch.setattr(world, "prove", finds_out)
+    world.verdict = ParityError("another model")
+    with pytest.raises(ArtifactError, match="it was changed"):
+        await world.deployer.load(adapters[0], alias="sql")
+    assert list(world.states().values()) == [State.UNLOADED]
+    world.agree()
+
+
+@pytest.mark.parametrize("phase", ["check", "copy", "sound", "prove", "flush", "load", "verify"])
 async def test_a_load_that_is_broken_off_in_any_phase_leaves_nothing(world, adapters, monkeypatch, phase):
     reached, goes_on = threading.Event(), threading.Event()
 
@@ -157,7 +189,7 @@ async def test_a_load_that_is_broken_off_in_any_phase_leaves_nothing(world, adap
         await asyncio.Event().wait()
 
     with monkeypatch.context() as patch:
-        if phase in {"check", "prove"}:
+        if phase in {"check", "sound", "prove"}:
             patch.setattr(world, phase, stays)
         elif phase == "load":
             world.engine.faults[LOAD] = "hang"
@@ -189,7 +221,7 @@ async def test_what_is_not_proven_when_the_server_ends_is_gone_with_it(world, ad
     with monkeypatch.context() as patch:
         patch.setattr(world, "prove", stays)
         loading = asyncio.create_task(world.deployer.load(adapters[1], alias="sql"))
-        await until(lambda: len(world.engine.adapters) == 2)
+        await until(lambda: world.engine.asked.count(GENERATE) == 2)
         left = tmp_path / "left"
         left.mkdir()
         for file in tmp_path.glob("registry.sqlite*"):  # as a crash leaves it
@@ -210,20 +242,14 @@ async def test_what_verification_needs_no_adapter_for_is_done_while_that_is_load
         asked.set()
         return "passed"
 
-    goes_on, proves = asyncio.Event(), world.prove
-
-    async def proves_late(*given: Any) -> Any:
-        await goes_on.wait()
-        return await proves(*given)
-
+    sound = held_up(world, monkeypatch, "sound")
     monkeypatch.setattr(world.deployer, "_verify", verifies)
-    monkeypatch.setattr(world, "prove", proves_late)
     loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
     await begun.wait()
     await until(lambda: world.engine.adapters)
     await asyncio.sleep(0.02)
-    assert not asked.is_set(), "it was asked before it was proven"
-    goes_on.set()
+    assert not asked.is_set(), "it was asked before it was sound"
+    sound.set()
     assert (await loading).verified == "passed"
 
 

@@ -1,4 +1,4 @@
-"""What fits may be loaded, and only what is proven may be asked: both say together what the whole check says."""
+"""What fits may be loaded, what is sound asked, what is proven answers: together they say what the whole check says."""
 
 from __future__ import annotations
 
@@ -80,14 +80,15 @@ def test_what_fits_and_is_proven_is_what_was_checked(facts, seal, make_adapter, 
     checked = preflight.fits(path, facts)
     assert checked == preflight.check(path, facts)
     assert (checked.path == path.resolve()) == (origin in {"plain", "sealed"})
-    assert preflight.prove(checked, copied(checked), facts) == ()
+    assert preflight.sound(checked, copied(checked), facts) == ()
+    preflight.prove(checked, copied(checked))
 
 
 @pytest.mark.parametrize("sealed", [True, False])
 def test_values_are_looked_at_in_the_copy_and_refused_in_the_same_words(facts, seal, make_adapter, copied, sealed):
     path = seal(change=not_a_number).path if sealed else make_adapter("sql", change=not_a_number)
     checked = preflight.fits(path, facts)
-    said = refused(preflight.prove, checked, copied(checked), facts)
+    said = refused(preflight.sound, checked, copied(checked), facts)
     assert said == refused(preflight.check, path, facts)
     assert "has NaN or infinity" in said[1]
 
@@ -123,7 +124,9 @@ def test_a_damaged_artifact_is_refused_in_the_words_of_the_check(facts, seal, co
 
     def load() -> None:
         checked = preflight.fits(sealed.path, facts)
-        preflight.prove(checked, copied(checked), facts)
+        copy = copied(checked)
+        preflight.sound(checked, copy, facts)
+        preflight.prove(checked, copy)
 
     assert refused(load) == wanted
     if file == "README.md" or (file, damage) == (WEIGHTS, "a byte"):
@@ -134,7 +137,7 @@ def test_a_stranger_in_an_artifact(facts, seal, copied):
     sealed = seal()
     (sealed.path / "more.txt").touch()
     checked = preflight.fits(sealed.path, facts)
-    assert refused(preflight.prove, checked, copied(checked), facts) == refused(preflight.check, sealed.path, facts)
+    assert refused(preflight.prove, checked, copied(checked)) == refused(preflight.check, sealed.path, facts)
 
 
 def test_a_manifest_that_names_another_adapter_is_not_believed(facts, seal):
@@ -154,9 +157,11 @@ def test_a_copy_of_something_else_is_none(facts, seal, make_adapter, copied, sea
     (copy / file).unlink()
     if change != "gone":
         (copy / file).write_bytes(content[:-1] + (b"" if change == "cut" else bytes([content[-1] ^ 1])))
-    kind, said, _ = refused(preflight.prove, checked, copy, facts)
+    kind, said, _ = refused(preflight.prove, checked, copy)
     assert kind is ArtifactError
     assert "was changed while it was being loaded" in said
+    if change != "a byte":
+        assert refused(preflight.sound, checked, copy, facts)[:2] == (kind, said)
 
 
 def test_an_artifact_that_was_replaced_by_another_one_is_noticed(facts, seal, copied):
@@ -165,30 +170,43 @@ def test_an_artifact_that_was_replaced_by_another_one_is_noticed(facts, seal, co
     copy = copied(checked)
     shutil.rmtree(sealed.path)
     shutil.copytree(other.path, sealed.path)
-    assert "was changed while it was being loaded" in refused(preflight.prove, checked, copy, facts)[1]
-    assert refused(preflight.prove, checked, copied(checked), facts)[0] is ArtifactError
+    assert "was changed while it was being loaded" in refused(preflight.prove, checked, copy)[1]
+    assert refused(preflight.prove, checked, copied(checked))[0] is ArtifactError
 
 
 def test_what_was_sealed_with_other_shapes_is_refused_whatever_lay_there_when_it_was_checked(facts, seal):
     """Its bytes are those of its manifest, and would end an engine at the first question."""
     wide = seal(change=widen)
     checked = CheckedAdapter("sql", wide.manifest.content_id, wide.path)
-    kind, said, _ = refused(preflight.prove, checked, wide.path, facts)
+    kind, said, _ = refused(preflight.sound, checked, wide.path, facts)
     assert kind is PreflightError
     assert "does not fit" in said
     odd = seal(config={"use_dora": True})
     checked = CheckedAdapter("sql", odd.manifest.content_id, odd.path)
-    assert "use_dora" in refused(preflight.prove, checked, odd.path, facts)[1]
+    assert "use_dora" in refused(preflight.sound, checked, odd.path, facts)[1]
     broad = seal(rank=5)
     checked = CheckedAdapter("sql", broad.manifest.content_id, broad.path)
-    assert "has rank 5" in refused(preflight.prove, checked, broad.path, facts, preflight.Limits(max_rank=4))[1]
+    assert "has rank 5" in refused(preflight.sound, checked, broad.path, facts, preflight.Limits(max_rank=4))[1]
+
+
+@pytest.mark.parametrize("sealed", [True, False])
+def test_values_that_damage_made_are_said_to_be_damage(facts, seal, make_adapter, copied, sealed):
+    checked = preflight.fits(seal().path if sealed else make_adapter("sql"), facts)
+    if sealed:
+        broken = checked.path / WEIGHTS
+        broken.write_bytes(broken.read_bytes()[:-4] + b"\xff" * 4)
+        assert "was changed after it was written" in refused(preflight.sound, checked, copied(checked), facts)[1]
+    else:
+        copy = copied(checked)
+        (copy / WEIGHTS).write_bytes((copy / WEIGHTS).read_bytes()[:-4] + b"\xff" * 4)
+        assert "was changed while it was being loaded" in refused(preflight.sound, checked, copy, facts)[1]
 
 
 def test_what_changes_nothing_is_remarked_when_its_values_were_seen(facts, make_adapter, copied):
     path = make_adapter("sql", change=silence)
     checked = preflight.fits(path, facts)
     assert checked.remarks == ()
-    assert preflight.prove(checked, copied(checked), facts) == preflight.check(path, facts).remarks != ()
+    assert preflight.sound(checked, copied(checked), facts) == preflight.check(path, facts).remarks != ()
 
 
 def test_the_name_of_a_plain_one_is_made_of_what_was_read(facts, make_adapter):

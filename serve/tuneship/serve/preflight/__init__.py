@@ -4,8 +4,9 @@
     checked = check(Path("adapters/sql"), base, Limits(max_rank=64))
     checked.path      # what SGLang is given: the directory, or a sealed copy of it in SGLang's words
 
-    checked = fits(path, base, limits)          # the same in little time, of what is to be copied: it harms no engine,
-    remarks = prove(checked, copy, base, limits)         # and of the copy all that is left, before anybody asks it
+    checked = fits(path, base, limits)            # in little time: an engine may load a copy of it
+    remarks = sound(checked, copy, base, limits)  # of the copy: the engine may be asked
+    prove(checked, copy)                          # it is what was checked: it may answer others
 
 SGLang finds out late: a wrong shape ends the whole server at the first request, and what it does not know (rsLoRA, rank
 and alpha patterns, saved modules) it ignores and answers wrongly. So all of that is refused here, by name, with what to
@@ -26,12 +27,24 @@ from tuneship.core.errors import ArtifactError, PreflightError, TuneshipError
 from tuneship.core.files import sha256_file
 from tuneship.core.servable import MERGE, PROJECTIONS, Layer, Reason
 from tuneship.serve import tensors
-from tuneship.serve.preflight import files, folding, proof, settings, tokenizer, weights
+from tuneship.serve.preflight import files, folding, settings, tokenizer, weights
 from tuneship.serve.preflight.base import BaseModel, read_base
 from tuneship.serve.preflight.checked import CheckedAdapter
+from tuneship.serve.preflight.proof import prove
 from tuneship.serve.tensors import Contents
 
-__all__ = ["PROJECTIONS", "BaseModel", "CheckedAdapter", "Limits", "check", "fits", "is_adapter", "prove", "read_base"]
+__all__ = [
+    "PROJECTIONS",
+    "BaseModel",
+    "CheckedAdapter",
+    "Limits",
+    "check",
+    "fits",
+    "is_adapter",
+    "prove",
+    "read_base",
+    "sound",
+]
 
 
 class Limits(NamedTuple):
@@ -69,7 +82,7 @@ def check(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdap
 
 
 def fits(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdapter:  # noqa: B008 - as above
-    """`check` without what takes long: an engine may load a copy of it, and nobody may ask that before `prove`.
+    """`check` without what takes long: an engine may load a copy of it, and nobody may ask that before it is `sound`.
 
     Not looked at are the values, and whether an artifact is still what was sealed. What turns out to be wrong, or has
     to be folded, is checked in full, so that all that is wrong is said, and in `check`'s words.
@@ -94,24 +107,28 @@ def fits(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdapt
     return check(path, base, limits)
 
 
-def prove(
+def sound(
     checked: CheckedAdapter,
     copy: Path,
     base: BaseModel,
     limits: Limits = Limits(),  # noqa: B008 - as above
 ) -> tuple[str, ...]:
-    """Make sure that `copy` is what was checked, and may answer: all of `check`, of the copy's own bytes; its remarks.
+    """Make sure that the engine may be asked what is in `copy`, by what is in it alone; what is to be remarked.
 
     Raises:
         ArtifactError: what was checked was damaged, or it was changed since.
         PreflightError: its values are no numbers.
 
     """
-    contents = proof.read(checked, copy)
-    config = settings.read(copy / files.CONFIG)
-    judged = weights.check(contents, config, base, limits.target_modules)
+    try:
+        config = settings.read(copy / files.CONFIG)
+        judged = weights.check(tensors.look(copy / files.WEIGHTS), config, base, limits.target_modules)
+    except (ArtifactError, OSError):
+        prove(checked, copy)  # of something else that is said
+        raise
     reasons = [*servable.unserved(config), *_rank(config, judged.layers, limits), *judged.reasons]
     if reasons:
+        prove(checked, copy)
         raise _refusal(checked.name, reasons)
     return _remarks(checked.name, judged)
 

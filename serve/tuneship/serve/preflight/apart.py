@@ -3,7 +3,8 @@
     checker = Checker(source, limits)
     checker.start()                      # warm: it has imported and read the base before the first adapter comes
     checked = await checker.check(path)
-    remarks = await checker.prove(checked, copy)     # before anybody asks what has loaded the copy
+    remarks = await checker.sound(checked, copy)     # before anybody asks what has loaded the copy
+    await checker.prove(checked, copy)               # before anybody else does
 
 A hostile `adapter_config.json` can hold a pattern that a regular expression never finishes, and a huge file takes long:
 neither may stop the door. Whoever takes longer than `CHECK_S` is killed, and the next adapter gets a new process.
@@ -15,6 +16,8 @@ import asyncio
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +26,9 @@ from tuneship.core.errors import PreflightError, TuneshipError, by_name
 from tuneship.core.model_source import ModelSource
 from tuneship.core.process import die_with_parent
 from tuneship.serve import preflight
-from tuneship.serve.preflight import BaseModel, CheckedAdapter, Limits
+from tuneship.serve.preflight import CheckedAdapter, Limits
 
 CHECK_S = 120.0
-
-
-class _Proven(NamedTuple):
-    """The copy is what was checked, and may answer."""
-
-    remarks: tuple[str, ...]
 
 
 class _Failed(NamedTuple):
@@ -42,8 +39,12 @@ class _Failed(NamedTuple):
     hint: str
 
 
-_Question = tuple[Path, None] | tuple[CheckedAdapter, Path]
-"""What shall be checked, or what was and its copy."""
+class _Question(NamedTuple):
+    """A function of the preflight, and what it is asked about: a path, or what was checked and its copy."""
+
+    name: str
+    about: tuple[Any, ...]
+    where: Path
 
 
 class Checker:
@@ -83,22 +84,31 @@ class Checker:
             ArtifactError, PreflightError: as that does, or it took longer than `timeout_s`.
 
         """
-        found = await self._ask((path, None), path.name, timeout_s)
+        found = await self._ask(_Question("fits", (path,), path), path.name, timeout_s)
         assert isinstance(found, CheckedAdapter)
         return found
 
-    async def prove(self, checked: CheckedAdapter, copy: Path, timeout_s: float = CHECK_S) -> tuple[str, ...]:
+    async def sound(self, checked: CheckedAdapter, copy: Path, timeout_s: float = CHECK_S) -> tuple[str, ...]:
+        """`preflight.sound` of a copy of what was checked.
+
+        Raises:
+            ArtifactError, PreflightError: as `check`.
+
+        """
+        found = await self._ask(_Question("sound", (checked, copy), checked.path), checked.name, timeout_s)
+        assert isinstance(found, tuple)
+        return found
+
+    async def prove(self, checked: CheckedAdapter, copy: Path, timeout_s: float = CHECK_S) -> None:
         """`preflight.prove` of a copy of what was checked.
 
         Raises:
             ArtifactError, PreflightError: as `check`.
 
         """
-        found = await self._ask((checked, copy), checked.name, timeout_s)
-        assert isinstance(found, _Proven)
-        return found.remarks
+        await self._ask(_Question("prove", (checked, copy), checked.path), checked.name, timeout_s)
 
-    async def _ask(self, question: _Question, name: str, timeout_s: float) -> CheckedAdapter | _Proven:
+    async def _ask(self, question: _Question, name: str, timeout_s: float) -> object:
         async with self._one_at_a_time:
             if self._process is None or not self._process.is_alive():
                 self.stop()
@@ -115,7 +125,7 @@ class Checker:
                     hint="is one of the patterns in its adapter_config.json endless?",
                 )
             try:
-                found: CheckedAdapter | _Proven | _Failed = self._pipe.recv()
+                found: object = self._pipe.recv()
             except (EOFError, OSError):  # reset, where it ended before it read the question
                 self.stop()
                 raise PreflightError(f"checking adapter {name!r} ended the process that did it") from None
@@ -143,21 +153,19 @@ def _work(pipe: Connection, source: ModelSource, limits: Limits, parent: int) ->
     die_with_parent(signal.SIGKILL, parent)()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is our parent's to decide
     base = preflight.read_base(source)
+    answers: dict[str, Callable[..., Any]] = {
+        "fits": partial(preflight.fits, base=base, limits=limits),
+        "sound": partial(preflight.sound, base=base, limits=limits),
+        "prove": preflight.prove,
+    }
     while True:
         try:
-            what, copy = pipe.recv()
+            name, about, where = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send(_answered(what, copy, base, limits))
+            pipe.send(answers[name](*about))
         except TuneshipError as error:
             pipe.send(_Failed(type(error).__name__, error.message, error.hint))
         except OSError as error:
-            place = what if copy is None else what.path
-            pipe.send(_Failed("ArtifactError", f"{place} cannot be read: {error.strerror or error}", ""))
-
-
-def _answered(what: Any, copy: Path | None, base: BaseModel, limits: Limits) -> CheckedAdapter | _Proven:
-    if copy is None:
-        return preflight.fits(what, base, limits)
-    return _Proven(preflight.prove(what, copy, base, limits))
+            pipe.send(_Failed("ArtifactError", f"{where} cannot be read: {error.strerror or error}", ""))
