@@ -2,8 +2,8 @@
 
 Upstream gaps: an adapter's weights are read with the load configuration of its base (`lora/lora.py`, 0.5.17 to 0.5.23).
 The reader of plain safetensors refuses `bitsandbytes` with "Unknown load_format", and an adapter is never packed,
-whatever its base is. And it starts a pool of threads for an adapter's one file: 45 ms for 37 MB on two cores, and 25
-without. When an engine with a 4-bit base and an adapter starts without this hook, the first gap is mended:
+whatever its base is. And it starts a pool of threads for an adapter's one file, which takes longer than to read that.
+When an engine with a 4-bit base and an adapter starts without this hook, the first gap is mended:
 `tests/unit/serve/test_plugin.py` then fails and says so.
 """
 
