@@ -20,7 +20,7 @@ from tuneship.cli.console import out
 from tuneship.core import hardware
 from tuneship.core.cache import cache_dir
 from tuneship.core.errors import TuneshipError
-from tuneship.core.hardware import Hardware
+from tuneship.core.hardware import Hardware, gib
 
 GIB = 2**30
 _PYTHON = ((3, 11), (3, 14))
@@ -161,7 +161,7 @@ def _gpus(machine: Hardware) -> Iterator[Finding]:
         yield Finding("GPU", "limited", f"none: everything runs on {machine.cores} CPU cores, slowly", advice)
     for gpu in machine.gpus:
         major, minor = gpu.capability
-        detail = f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB, compute capability {major}.{minor}"
+        detail = f"{gpu.name}, {gib(gpu.memory_bytes, 0)}, compute capability {major}.{minor}"
         if gpu.capability >= SERVES_FROM:
             yield Finding("GPU", "fine", detail)
             continue
@@ -186,14 +186,14 @@ def _sglang(found: Mapping[str, Any]) -> Finding:
 
 
 def _memory(free: int) -> Finding:
-    detail = f"{free / GIB:.1f} GiB free"
+    detail = f"{gib(free)} free"
     if free >= _MEMORY_BYTES:
         return Finding("memory", "fine", detail)
-    return Finding("memory", "limited", detail, f"the quickstart needs {_MEMORY_BYTES // GIB} GiB: end something")
+    return Finding("memory", "limited", detail, f"the quickstart needs {gib(_MEMORY_BYTES, 0)}: end something")
 
 
 def _disk(path: str, free: int) -> Finding:
-    detail = f"{free / GIB:.0f} GiB free at {path}"
+    detail = f"{gib(free, 0)} free at {path}"
     if free >= _DISK_BYTES:
         return Finding("disk", "fine", detail)
     advice = "a merged 7B checkpoint takes 15 GiB: free some, or set TUNESHIP_CACHE and --run to another disk"

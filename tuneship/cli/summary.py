@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tuneship.cli.console import out
 from tuneship.cli.settling import describe
+from tuneship.core.hardware import gib
 from tuneship.core.report import Percentiles, Report
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def show_plan(plan: Mapping[str, Any]) -> None:
     table = _table("plan", "")
     for key, value in plan.items():
         if key.endswith("_bytes"):
-            table.add_row(key.removesuffix("_bytes"), f"{value / 2**30:.1f} GiB")
+            table.add_row(key.removesuffix("_bytes"), gib(value))
         else:
             table.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
     out.print(table)
@@ -35,17 +36,17 @@ def show_serving(decision: Decision) -> None:
     plan = decision.plan
     table = _table("serving", "")
     table.add_row("mode", f"{describe(decision)} ({decision.reason})")
-    table.add_row("device", f"{plan.device}, {_gib(plan.device_bytes)}")
-    table.add_row("weights", _gib(plan.weights_bytes))
+    table.add_row("device", f"{plan.device}, {gib(plan.device_bytes, 2)}")
+    table.add_row("weights", gib(plan.weights_bytes, 2))
     if plan.slots:
         each = f"{plan.slots} of {plan.slots_bytes / plan.slots / 2**20:,.1f} MiB, one the base's"
-        table.add_row("adapter slots", f"{_gib(plan.slots_bytes)} ({each})")
-    table.add_row("KV cache", f"{_gib(plan.kv_bytes)} ({plan.kv_tokens:,} tokens, {plan.needed_tokens:,} wanted)")
+        table.add_row("adapter slots", f"{gib(plan.slots_bytes, 2)} ({each})")
+    table.add_row("KV cache", f"{gib(plan.kv_bytes, 2)} ({plan.kv_tokens:,} tokens, {plan.needed_tokens:,} wanted)")
     lengths = sorted({*_LENGTHS, plan.context_length or _LENGTHS[0]})
     fitting = [length for length in lengths if length <= (plan.context_length or length)]
     table.add_row("streams", ", ".join(f"{plan.streams(length):,} x {length:,} tokens" for length in fitting))
-    table.add_row("reserve", f"{_gib(plan.reserve_bytes)} (activations, CUDA graphs)")
-    table.add_row("runtime", _gib(plan.runtime_bytes))
+    table.add_row("reserve", f"{gib(plan.reserve_bytes, 2)} (activations, CUDA graphs)")
+    table.add_row("runtime", gib(plan.runtime_bytes, 2))
     if plan.adapter_host_bytes:
         table.add_row("host memory", f"{plan.adapter_host_bytes / 2**20:,.0f} MiB an adapter of the largest rank")
     table.add_row("note", plan.remark)
@@ -90,10 +91,6 @@ def show(report: Report, folder: Path) -> None:
 
 def _pair(values: Percentiles | None) -> str:
     return f"{values.p50:,.1f} / {values.p99:,.1f}" if values else "-"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB"
 
 
 def _table(*columns: str) -> Table:

@@ -53,6 +53,11 @@ class Hardware(NamedTuple):
         }
 
 
+def gib(count: float, digits: int = 1) -> str:
+    """Bytes, for people: `1.5 GiB`."""
+    return f"{count / 2**30:.{digits}f} GiB"
+
+
 @cache
 def detect() -> Hardware:
     """Look at this machine once."""

@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 from tuneship.core import base_store
 from tuneship.core.errors import ArtifactError, PlanError
-from tuneship.core.hardware import Hardware
+from tuneship.core.hardware import Hardware, gib
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Recipe, Serve
 from tuneship.core.servable import PROJECTIONS, unserved_modules
@@ -57,7 +57,7 @@ def decide(recipe: Recipe, source: ModelSource, machine: Hardware) -> Decision:
     merged_serve = serve.model_copy(update={"mode": "merged"})
     merged = _plan(recipe, source, machine, merged_serve)
     if merged.fits:
-        left = f"{_gib(merged.weights_bytes)} of weights leave {merged.kv_tokens:,} tokens of KV cache"
+        left = f"{gib(merged.weights_bytes)} of weights leave {merged.kv_tokens:,} tokens of KV cache"
         return Decision("merged", "none", f"it fits this machine: {left}, {merged.needed_tokens:,} are wanted", merged)
     adapters_serve = serve.model_copy(update={"mode": "adapters", "quantization": "nf4"})
     why_not = [*_not_as_adapter(recipe), *_not_on_nf4(recipe)]
@@ -65,7 +65,7 @@ def decide(recipe: Recipe, source: ModelSource, machine: Hardware) -> Decision:
     if why_not or not adapters.fits:
         raise _neither(recipe, source, machine, merged, adapters_serve, why_not)
     refuse_what_cannot_start(recipe.model_copy(update={"serve": adapters_serve}), source, machine)
-    short = f"merged, {_gib(merged.weights_bytes)} of weights leave {merged.kv_tokens:,} tokens of KV cache"
+    short = f"merged, {gib(merged.weights_bytes)} of weights leave {merged.kv_tokens:,} tokens of KV cache"
     reason = f"{short} where {merged.needed_tokens:,} are wanted; on the NF4 base there are {adapters.kv_tokens:,}"
     return Decision("adapters", "nf4", reason, adapters)
 
@@ -143,7 +143,7 @@ def _faster(recipe: Recipe, source: ModelSource, machine: Hardware) -> str:
     if not dequantized.fits:
         return ""
     return (
-        f"; the same values in 16 bits would fit too, {_gib(dequantized.weights_bytes)} of them, and answer faster: "
+        f"; the same values in 16 bits would fit too, {gib(dequantized.weights_bytes)} of them, and answer faster: "
         "--serve.quantization dequantized"
     )
 
@@ -160,12 +160,12 @@ def _neither(
 
 def _short(planned: ServingPlan) -> str:
     name = "merged" if planned.mode == "merged" else f"with adapters ({planned.quantization})"
-    terms = f"{_gib(planned.weights_bytes)} of weights"
+    terms = f"{gib(planned.weights_bytes)} of weights"
     if planned.slots:
-        terms += f" and {_gib(planned.slots_bytes)} of {planned.slots} adapter slots"
+        terms += f" and {gib(planned.slots_bytes)} of {planned.slots} adapter slots"
     return (
         f"{name}, {terms} leave {planned.kv_tokens:,} tokens of KV cache on {planned.device} "
-        f"({_gib(planned.device_bytes)}), and {planned.needed_tokens:,} are wanted"
+        f"({gib(planned.device_bytes)}), and {planned.needed_tokens:,} are wanted"
     )
 
 
@@ -193,7 +193,3 @@ def _changes(recipe: Recipe, serve: Serve) -> Iterator[tuple[str, Serve]]:
     if serve.quantization in {"none", "dequantized"} and not _not_as_adapter(recipe) and not _not_on_nf4(recipe):
         mode = "" if serve.mode == "adapters" else "--serve.mode adapters "
         yield f"{mode}--serve.quantization nf4", changed(mode="adapters", quantization="nf4")
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB"

@@ -119,7 +119,7 @@ def _learn_elsewhere(
 def _say_what_comes(todo: Plan) -> None:
     say(
         f"{todo.rows} rows, {todo.steps} steps of {todo.micro_batch} x {todo.accumulation} on {todo.device}, "
-        f"about {todo.estimated_bytes / 2**30:.1f} GiB" + (f" and {todo.hours:.1f} h" if todo.step_s else "")
+        f"about {hardware.gib(todo.estimated_bytes)}" + (f" and {todo.hours:.1f} h" if todo.step_s else "")
     )
 
 

@@ -16,6 +16,7 @@ import psutil
 import torch
 
 from tuneship.core import checkpoint
+from tuneship.core.hardware import gib
 from tuneship.core.parity import Parity, ReferenceRow
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
@@ -138,4 +139,4 @@ def _does_not_fit(recipe: Recipe, trained: Trained, reference: Sequence[Referenc
     free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else psutil.virtual_memory().available
     if needed <= free * _USABLE:
         return ""
-    return f"trained and merged model take about {needed / 2**30:.1f} GiB side by side, {free / 2**30:.1f} are free"
+    return f"trained and merged model take about {gib(needed)} side by side, {gib(free)} are free"

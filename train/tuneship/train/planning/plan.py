@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tuneship.core.errors import PlanError
-from tuneship.core.hardware import Hardware
+from tuneship.core.hardware import Hardware, gib
 from tuneship.core.recipe import Recipe
 from tuneship.core.shape import Shape
 from tuneship.train.planning import memory
@@ -69,14 +69,14 @@ class Plan(NamedTuple):
         again = f"{self.layers - self.kept_layers} of {self.layers} layers" if self.checkpointing else "none"
         terms = self.memory._asdict()
         return {
-            "device": f"{self.device}, {_gib(self.budget_bytes)} GiB to use",
+            "device": f"{self.device}, {gib(self.budget_bytes)} to use",
             "step": f"{self.micro_batch} rows x {self.accumulation} = {self.micro_batch * self.accumulation}",
             "computed again": f"{again} (activation checkpointing)",
             "rows": f"{self.rows:,}, {self.tokens_per_epoch:,} tokens, the longest {self.longest_row:,}",
             "steps": f"{self.steps:,}, {self.tokens:,} tokens",
             "time": f"{self.hours:.2f} h" if self.step_s else "not known: nothing was measured here yet",
-            "memory": f"{_gib(self.estimated_bytes)} GiB, {'measured' if self.step_s else 'by arithmetic'}",
-            **{f"  {name}": f"{_gib(value)} GiB" for name, value in terms.items()},
+            "memory": f"{gib(self.estimated_bytes)}, {'measured' if self.step_s else 'by arithmetic'}",
+            **{f"  {name}": gib(value) for name, value in terms.items()},
         }
 
 
@@ -191,8 +191,8 @@ class _Work(NamedTuple):
         if not math.isfinite(needed):
             needed = self.terms(Setting(micro, kept)).total
         return PlanError(
-            f"{micro} x {self.longest} tokens need about {needed / 2**30:.1f} GiB, "
-            f"over the {self.budget / 2**30:.1f} GiB that may be used of this device",
+            f"{micro} x {self.longest} tokens need about {gib(needed)}, "
+            f"over the {gib(self.budget)} that may be used of this device",
             hint=self._what_would_fit(micro),
         )
 
@@ -206,8 +206,8 @@ class _Work(NamedTuple):
         length = next((n for n in lengths if self._replace(longest=n, measured=None).fits(Setting(1, 0))), 0)
         if length:
             return f"the largest that fits: --train.micro_batch 1 --data.max_length {length}"
-        weights = self.terms(Setting(1, 0)).weights / 2**30
-        return f"its weights alone take {weights:.1f} GiB: choose a smaller base, or a larger device"
+        weights = self.terms(Setting(1, 0)).weights
+        return f"its weights alone take {gib(weights)}: choose a smaller base, or a larger device"
 
     def _micro_batches(self) -> list[int]:
         chosen = self.recipe.train.micro_batch
@@ -216,7 +216,3 @@ class _Work(NamedTuple):
     def _divisors(self) -> list[int]:
         batch = self.recipe.train.effective_batch
         return [rows for rows in range(batch, 0, -1) if batch % rows == 0]
-
-
-def _gib(value: float) -> str:
-    return f"{value / 2**30:.1f}"
