@@ -1,14 +1,15 @@
 """One sentence out of SGLang's log: why it ended.
 
 SGLang reports a failure several times: the worker's traceback, the main process's traceback about the worker, a stack
-dump, "child failed". What a worker says first is the cause; what follows is the fall. An exception that only ended one
-request may lie long before.
+dump, "child failed". What a worker says first is the cause; what follows is the fall. An exception after which it went
+on answering ended one request alone, and is no cause.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from tuneship.core.process import tail
@@ -18,6 +19,7 @@ _WORKER_FAILED = "hit an exception"
 _EXCEPTION = re.compile(r"^(?:\[[^\]]*\] ?)?(?:\w+\.)*(\w*(?:Error|Exception|Exit): .+)$")
 _USAGE = re.compile(r"^[\w. ]+: error: (.+)$")
 _KILLED = re.compile(r"(Subprocess \S+) \(pid=\d+\) (crashed with exit code -?\d+)")
+_AT_WORK = re.compile(r"\] (?:Prefill|Decode) batch, |\" 200 OK$")
 _MAX_LENGTH = 300
 
 
@@ -31,7 +33,8 @@ def reason(log: Path, *, main_was_killed: bool = False) -> str:
     failed = next((number for number, line in enumerate(lines) if _WORKER_FAILED in line), None)
     worker = next(_exceptions(lines[failed:]), "") if failed is not None else ""
     killed = next((" ".join(match.groups()) for line in lines if (match := _KILLED.search(line))), "")
-    last = "" if main_was_killed else next(_exceptions(reversed(lines)), "")
+    after_work = takewhile(lambda line: not _AT_WORK.search(line), reversed(lines))
+    last = "" if main_was_killed else next(_exceptions(after_work), "")
     return (worker or killed or last)[:_MAX_LENGTH]
 
 

@@ -84,6 +84,9 @@ torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB
 [2026-11-22 06:11:01] Received sigquit from a child process. It usually means the child failed.
 EOFError: ran out
 """
+SILLY = "ValueError: this request was silly\n"
+ANSWERED = '[2026-11-22 06:11:00] INFO:     127.0.0.1:3 - "POST /generate HTTP/1.1" 200 OK\n'
+FELL = "[2026-11-22 06:12:01] SIGQUIT received. It usually means one child failed.\n"
 LOGS = {
     "usage": (
         "usage: sglang serve [-h]\n    [--x {a,b}]\nsglang serve: error: unrecognized arguments: --no-such-flag\n",
@@ -98,13 +101,16 @@ LOGS = {
         "Subprocess scheduler_0 crashed with exit code -9",
     ),
     "a request's own failure long before": (
-        "ValueError: this request was silly\nPOST /generate 400\n" + WORKER_FELL,
+        SILLY + "POST /generate 400\n" + WORKER_FELL,
         "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB",
     ),
     "the main process's last words": (
         "KeyError: 'a'\nDuring handling of the above exception\nsglang.x.ConfigError: no such model type\n",
         "ConfigError: no such model type",
     ),
+    "a request's own failure, and work after it": (SILLY + "[2026-11-22 06:12] Decode batch, #token: 23\n" + FELL, ""),
+    "and an answer after it": (SILLY + ANSWERED + FELL, ""),
+    "what it died of while it worked": (ANSWERED + SILLY + FELL, "ValueError: this request was silly"),
     "nothing": ("loading\nloading\n", ""),
 }
 
