@@ -60,6 +60,8 @@ class Answer(NamedTuple):
     ttft_s: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    chunks: int = 0
+    """Of a stream that says no `completion_tokens`: the events with text, about one a token."""
 
 
 class Metrics:
@@ -137,6 +139,9 @@ class Metrics:
         completion = CounterMetricFamily(
             "tuneship_completion_tokens", "Generated tokens, of answers that carry `usage`.", labels=_VERSION
         )
+        chunks = CounterMetricFamily(
+            "tuneship_chunks", "Events with text, of streams without `usage`: about one a token.", labels=_VERSION
+        )
         ttft = HistogramMetricFamily(
             "tuneship_time_to_first_token_seconds",
             "From the request's arrival to a stream's first event.",
@@ -153,9 +158,10 @@ class Metrics:
                 requests.add_metric((*labels, str(status)), count)
             prompt.add_metric(labels, version.prompt_tokens)
             completion.add_metric(labels, version.completion_tokens)
+            chunks.add_metric(labels, version.chunks)
             version.ttft.add_to(ttft, labels)
             version.e2e.add_to(e2e, labels)
-        yield from (requests, prompt, completion, ttft, e2e)
+        yield from (requests, prompt, completion, chunks, ttft, e2e)
 
     def _of_the_door(self) -> Iterator[Metric]:
         refusals = CounterMetricFamily(
@@ -238,7 +244,7 @@ class _Version:
     def __init__(self) -> None:
         self.by_status: Counter[int] = Counter({200: 0})
         self.ttft, self.e2e = _Histogram(_TTFT_S), _Histogram(_LONG_S)
-        self.prompt_tokens = self.completion_tokens = 0
+        self.prompt_tokens = self.completion_tokens = self.chunks = 0
 
     def count(self, answer: Answer) -> None:
         self.by_status[answer.status] += 1
@@ -248,6 +254,7 @@ class _Version:
             self.e2e.add(answer.e2e_s)
         self.prompt_tokens += answer.prompt_tokens
         self.completion_tokens += answer.completion_tokens
+        self.chunks += answer.chunks
 
     def snapshot(self) -> dict[str, Any]:
         return {
@@ -255,4 +262,5 @@ class _Version:
             "errors": {str(status): count for status, count in self.by_status.items() if status >= 400},
             "ttft_s": self.ttft.snapshot(),
             "completion_tokens": self.completion_tokens,
+            "chunks": self.chunks,
         }

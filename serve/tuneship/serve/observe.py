@@ -6,6 +6,9 @@ Pure ASGI: bytes pass untouched, and of a stream only the last two chunks are ke
 over when the whole answer was handed to the socket, when its client left (499), or when the door failed (500). Then,
 whatever happened, the lease in `scope["tuneship.lease"]` is released.
 
+A stream says how many tokens it had only where its client asked for `usage`. Of others, and of those that were left,
+the events with text are counted: one a token, unless SGLang's own front falls behind and puts several into one.
+
 The clock starts when the request's head is there. TTFT is of streams alone (the first body chunk of a whole answer is
 its end), E2E of completions that went well: neither an error after 2 ms nor `/v1/tokenize` says how fast a model is.
 """
@@ -24,7 +27,8 @@ from tuneship.serve.routes import LEASE
 from tuneship.serve.upstream import EVENT_END, LAST_EVENT
 
 CLIENT_LEFT = 499
-_COMPLETIONS = frozenset({"/v1/chat/completions", "/v1/completions"})
+_FRAME = {"/v1/chat/completions": 3, "/v1/completions": 1}
+"""Events of a stream without text: the role, the reason why it ended, and the last."""
 _BROKEN_OFF = {"engine_unavailable": 503, "timeout": 504, "internal_error": 500}
 """How the door ends a stream, by code, and the status that each has elsewhere."""
 _USAGE = b'"usage"'
@@ -65,7 +69,7 @@ class Observed:
             self._metrics.refused(outcome.code, version)
         if not version:
             return
-        completion = path in _COMPLETIONS
+        completion = path in _FRAME
         usage = find_usage(exchange.tail) if completion else Usage()
         self._metrics.answered(
             Answer(
@@ -78,6 +82,7 @@ class Observed:
                 else None,
                 prompt_tokens=usage.prompt_tokens,
                 completion_tokens=usage.completion_tokens,
+                chunks=0 if usage.completion_tokens else max(exchange.events - _FRAME.get(path, 0), 0),
             )
         )
 
@@ -99,13 +104,18 @@ class Usage(NamedTuple):
 class _Exchange:
     """One request and its answer, as they pass by. Times of `time.perf_counter`; 0 is not yet."""
 
-    __slots__ = ("_before", "_last", "_receive", "_send", "began_at", "done", "first_at", "left", "status", "streams")
+    __slots__ = (
+        *("_before", "_last", "_receive", "_send"),
+        *("began_at", "done", "events", "first_at", "left", "status", "streams"),
+    )
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
         self.began_at, self.first_at = time.perf_counter(), 0.0
         self.status = 500  # what the client sees of an application that never began to answer
         self.streams = self.left = self.done = False
+        self.events = 0
+        """Of a stream; JSON holds no line ends of its own."""
         self._before = self._last = b""
 
     async def receive(self) -> Message:
@@ -121,6 +131,8 @@ class _Exchange:
             if chunk := message.get("body"):
                 if not self.first_at:
                     self.first_at = time.perf_counter()
+                if self.streams:
+                    self.events += chunk.count(EVENT_END)
                 self._before, self._last = self._last, chunk
             await self._send(message)
             self.done = not message.get("more_body")

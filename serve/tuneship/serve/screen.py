@@ -1,7 +1,8 @@
 """The screen of `tuneship top`: a few answers of `/admin/status`, drawn with rich.
 
 Requests and tokens a second are of the last 10 s; TTFT and errors of all the answers that are given (a minute's). One
-answer alone has no past: then all figures are counts since a version is served.
+answer alone has no past: then all figures are counts since a version is served. `~` stands before tokens that were
+counted by the events of streams.
 """
 
 from __future__ import annotations
@@ -43,6 +44,18 @@ def render(samples: Sequence[Sample], problem: str = "") -> RenderableType:
     return Group(*lines, Text(), _table(figures), Text(times, style="dim"))
 
 
+class _Rate(NamedTuple):
+    """A second, or in all where there is one answer alone. Streams without `usage` tell `tokens` only `about`."""
+
+    requests: float = 0.0
+    tokens: float = 0.0
+    about: bool = False
+
+    def __str__(self) -> str:
+        """The tokens."""
+        return f"{'~' if self.about else ''}{_number(self.tokens)}"
+
+
 class _Figures:
     """What is shown, from the latest answer and earlier ones; sums where there are none."""
 
@@ -61,10 +74,17 @@ class _Figures:
         """Of all the time there is."""
         return self._since(version, self._first)
 
-    def rates(self, version: str) -> tuple[float, float]:
-        """Requests and generated tokens: a second, or in all where there is one answer alone."""
+    def rate(self, version: str) -> _Rate:
+        """Of one version."""
         counts = self._since(version, self._near)
-        return counts.requests / self._seconds, counts.completion_tokens / self._seconds
+        tokens = counts.completion_tokens + counts.chunks
+        return _Rate(counts.requests / self._seconds, tokens / self._seconds, about=counts.chunks > 0)
+
+    def all(self) -> _Rate:
+        """Of all versions."""
+        rates = [self.rate(version) for version in self.now.metrics]
+        requests, tokens = sum(rate.requests for rate in rates), sum(rate.tokens for rate in rates)
+        return _Rate(requests, tokens, about=any(rate.about for rate in rates))
 
     def _since(self, version: str, earlier: Status | None) -> Counts:
         return self.now.metrics.get(version, Counts()).since(earlier.metrics.get(version) if earlier else None)
@@ -80,10 +100,9 @@ def _engine_line(status: Status) -> Text:
 
 def _traffic_line(figures: _Figures) -> Text:
     status = figures.now
-    rates = [figures.rates(version) for version in status.metrics]
-    requests, tokens = sum(rate for rate, _ in rates), sum(rate for _, rate in rates)
+    rate = figures.all()
     units = ("requests/s", "tokens/s") if figures.rated else ("requests", "tokens")
-    line = Text(f"in flight {status.in_flight}   {_number(requests)} {units[0]}   {_number(tokens)} {units[1]}")
+    line = Text(f"in flight {status.in_flight}   {_number(rate.requests)} {units[0]}   {rate} {units[1]}")
     slots = status.slots
     if slots.total:
         line.append(f"   slots {slots.wanted} wanted of {slots.total}, {slots.misses_per_minute:.0f} misses/min")
@@ -117,7 +136,7 @@ def _rows(status: Status) -> list[VersionStatus]:
 
 def _row(version: VersionStatus, figures: _Figures) -> list[str | Text]:
     window = figures.window(version.version)
-    requests, tokens = figures.rates(version.version)
+    rate = figures.rate(version.version)
     state = ", ".join(
         [
             version.state,
@@ -132,11 +151,11 @@ def _row(version: VersionStatus, figures: _Figures) -> list[str | Text]:
         Text(state, style=colour),
         f"{version.weight:.0%}" if version.weight else "-",
         str(version.in_flight),
-        _number(requests),
+        _number(rate.requests),
         " / ".join(_milliseconds(window.ttft_s.quantile(share)) for share in (0.5, 0.99))
         if window.ttft_s.count
         else "-",
-        _number(tokens),
+        str(rate),
         Text(errors or "0", style="red" if errors else ""),
     ]
 

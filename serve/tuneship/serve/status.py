@@ -73,6 +73,8 @@ class Counts(_Said):
     """{HTTP status: requests}; 499 are clients that left."""
     ttft_s: Histogram = Histogram()
     completion_tokens: int = 0
+    chunks: int = 0
+    """Of streams that say no `completion_tokens`: about one a token."""
 
     def since(self, before: Counts | None) -> Counts:
         """What came after `before`; all of it where there is none."""
@@ -89,6 +91,7 @@ class Counts(_Said):
                 count=self.ttft_s.count - before.ttft_s.count,
             ),
             completion_tokens=self.completion_tokens - before.completion_tokens,
+            chunks=self.chunks - before.chunks,
         )
 
 

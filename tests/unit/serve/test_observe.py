@@ -154,8 +154,31 @@ async def test_a_stream(door: Door, client: aiohttp.ClientSession):
     counts = door.counts()
     assert counts[of("requests_total", code="200")] == 1
     assert counts[of("completion_tokens_total")] == 5
+    assert of("chunks_total") not in counts, "they are told"
     assert 0.05 <= counts[of("time_to_first_token_seconds_sum")] < 0.15
     assert 0.15 <= counts[of("e2e_request_latency_seconds_sum")] < 1
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+@pytest.mark.parametrize("joined", [False, True])
+async def test_a_stream_that_says_no_usage_is_counted_by_its_events(path: str, joined: bool):
+    door = Door(path)
+    texts = [event(choices=[{"delta": {"content": text}}]) for text in ("a", "\n\n", '\n\ndata: "usage"')]
+    frame = [[event(role="assistant")], [event(finish_reason="stop")]] if path == CHAT else [[], []]
+    events = [*frame[0], *texts, *frame[1], DONE]
+
+    async def answer() -> Response:
+        async def parts() -> AsyncIterator[bytes]:
+            for part in [b"".join(events)] if joined else events:
+                yield part
+
+        return StreamingResponse(parts(), media_type="text/event-stream")
+
+    door.script = answer
+    await door.ask(path)
+    counts = door.counts()
+    assert counts[of("chunks_total")] == 3
+    assert of("completion_tokens_total") not in counts
 
 
 async def test_a_client_that_leaves_in_the_middle(door: Door, client: aiohttp.ClientSession):

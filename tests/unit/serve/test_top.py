@@ -117,6 +117,18 @@ def test_more_answers_are_rates():
     )
 
 
+def test_what_streams_do_not_tell_is_said_to_be_about_so_much():
+    server = Server()
+    server.answers(NEW, 1)
+    first = server.sample(0)
+    server.answers(NEW, 1)
+    server.metrics.answered(Answer(OLD, 200, chunks=170))
+    lines = text(first, server.sample(10))
+    assert lines[1].startswith("in flight 3   0.2 requests/s   ~19 tokens/s")
+    tokens = {line.split()[0]: line.split()[-2] for line in lines[-5:-1]}
+    assert tokens == {BASE: "0", OLD: "~17", NEW: "2", BAD: "0"}
+
+
 def test_a_narrow_terminal_keeps_the_figures():
     server = Server()
     server.answers(OLD, 30)
