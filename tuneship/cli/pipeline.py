@@ -115,10 +115,7 @@ class Pipeline:
 
     def bench(self, base: Base, served: Artifact, baseline: Path | None) -> Path:
         """Load and quality of the running server; the run's report."""
-        train = self._attempt_of("train")
-        inputs = self._bench_inputs(served.manifest.name, served) | {"train_attempt": str(train)}
-        if (train / HELDOUT_FILE).is_file():
-            inputs["heldout"] = str(train / HELDOUT_FILE)
+        inputs = self._bench_inputs(served.manifest.name, served) | {"train_attempt": str(self._attempt_of("train"))}
         if baseline:
             inputs["baseline"] = str(baseline)
         return self._step("bench", self._tuned_id(base, served), "tuneship.bench", inputs)
@@ -142,7 +139,9 @@ class Pipeline:
         return bool(self.recipe.bench.eval) or (served.evidence / REFERENCE_FILE).is_file()
 
     def _bench_inputs(self, model: str, served: Artifact) -> dict[str, str]:
-        return {"endpoint": str(self.run.endpoint), "model": model, "artifact": str(served.path)}
+        heldout = self._attempt_of("train") / HELDOUT_FILE
+        inputs = {"endpoint": str(self.run.endpoint), "model": model, "artifact": str(served.path)}
+        return inputs | ({"heldout": str(heldout)} if heldout.is_file() else {})
 
     def _baseline_id(self, base: Base, served: Artifact) -> str:
         # The rows, not the artifact: what the base says to them does not change when it is trained again.

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tuneship.core.errors import DataError
+from tuneship.core.recipe import TABLES
 
 HUB_PREFIX = "hub:"
-ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow")
+ENDINGS = (".jsonl", ".ndjson", ".json", *TABLES)
 _HUB = re.compile(
     r"(?P<id>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(:(?P<split>[\w.-]+))?", re.ASCII
 )

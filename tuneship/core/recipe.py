@@ -24,6 +24,8 @@ FORMAT_COLUMNS = {
 }
 """{data.format: the columns that it knows}, in the order in which `auto` looks for them."""
 
+TABLES = (".csv", ".tsv", ".parquet", ".arrow")
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -439,6 +441,13 @@ class Recipe(Section):
             raise ValueError(f"train.patience = {self.train.patience} needs train.eval_steps above 0")
         if self.train.eval_steps and not self.data.heldout:
             raise ValueError(f"train.eval_steps = {self.train.eval_steps} needs data.heldout")
+        return self
+
+    @model_validator(mode="after")
+    def _tasks_have_chats(self) -> Recipe:
+        for task in self.bench.eval:
+            if task.data.endswith(TABLES) and task.data != self.data.heldout:
+                raise ValueError(f"bench.eval.data = {task.data!r}: a JSONL of messages, or what data.heldout names")
         return self
 
     @model_validator(mode="after")

@@ -224,23 +224,23 @@ def _with_absolute_paths(recipe: Recipe, root: Path) -> Recipe:
     )
     local = not recipe.model.id.startswith(BUNDLED_PREFIX) and (root / recipe.model.id).is_dir()
     model = recipe.model.model_copy(update={"id": absolute(recipe.model.id)}) if local else recipe.model
-    bench = _absolute_bench(recipe.bench, absolute)
+    bench = _absolute_bench(recipe.bench, absolute, root)
     return recipe.model_copy(update={"data": data, "bench": bench, "model": model})
 
 
-def _absolute_bench(bench: Bench, absolute: Callable[[str], str]) -> Bench:
+def _absolute_bench(bench: Bench, absolute: Callable[[str], str], root: Path) -> Bench:
     load = bench.load
     workload = load.workload if load.workload in NAMED_WORKLOADS else absolute(load.workload)
     return bench.model_copy(
         update={
             "load": load.model_copy(update={"trace": absolute(load.trace), "workload": workload}),
-            "eval": tuple(_absolute_eval(task, absolute) for task in bench.eval),
+            "eval": tuple(_absolute_eval(task, absolute, root) for task in bench.eval),
             "gate": bench.gate.model_copy(update={"baseline": absolute(bench.gate.baseline)}),
         }
     )
 
 
-def _absolute_eval(task: BenchEval, absolute: Callable[[str], str]) -> BenchEval:
+def _absolute_eval(task: BenchEval, absolute: Callable[[str], str], root: Path) -> BenchEval:
     file = _scorer_file(task.task)
     before, _, after = task.task.partition(":")
     options = {
@@ -249,7 +249,7 @@ def _absolute_eval(task: BenchEval, absolute: Callable[[str], str]) -> BenchEval
     }
     return task.model_copy(
         update={
-            "data": absolute(task.data),
+            "data": data_source.absolute(task.data, root),
             "task": f"{before}:{absolute(file)}{after[len(file) :]}" if file else task.task,
             "options": options,
         }

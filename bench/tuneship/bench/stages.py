@@ -1,8 +1,8 @@
 """The two measuring stages of `tuneship up`: the base before anything else changes, the tuned model at the end.
 
 inputs: `endpoint` (an `endpoint.json`), `model` (the name to send) and, where there is one, `artifact` (what was
-trained, with its evidence) for both; for `bench` also `train_attempt` (its metrics.jsonl), `heldout` (the conversations
-that training held out, as messages) and `baseline` (what that stage wrote).
+trained, with its evidence) and `heldout` (the conversations that training held out, as messages) for both; for `bench`
+also `train_attempt` (its metrics.jsonl) and `baseline` (what that stage wrote).
 
 Did held-out likelihood get better? Both stages score the rows of the artifact's `evidence/reference.jsonl`, not
 `data.heldout` as chats: these are the token ids that training cut and parity was measured on, whatever format the data
@@ -27,9 +27,11 @@ from tuneship.bench import testbed
 from tuneship.bench.load.measure import LoadPlan, measure
 from tuneship.bench.quality.evaluate import Role, Task, evaluate
 from tuneship.bench.quality.nll import CannotScore, measure_nll
+from tuneship.bench.quality.tasks import read_rows
 from tuneship.bench.target import Target, resolve
 from tuneship.core import recipe_file
 from tuneship.core.artifact import Artifact, open_artifact
+from tuneship.core.errors import DataError
 from tuneship.core.parity import REFERENCE_FILE, Parity
 from tuneship.core.progress import say
 from tuneship.core.recipe import Recipe
@@ -129,10 +131,22 @@ def _target(job: Job) -> Target:
 def _evaluate(target: Target, job: Job, role: Role) -> list[EvalResult]:
     seed = job.recipe.train.seed
     tasks = [
-        Task(t.task, t.data, t.limit, t.max_tokens, t.samples, t.temperature, seed, t.options)
+        Task(t.task, _rows_of(t.data, job), t.limit, t.max_tokens, t.samples, t.temperature, seed, t.options)
         for t in job.recipe.bench.eval
     ]
     return [evaluate(target, task, job.attempt, role) for task in tasks]
+
+
+def _rows_of(data: str, job: Job) -> str:
+    """The task's own file; for held-out rows in another format what training made of them."""
+    heldout = job.inputs.get("heldout", "")
+    if not heldout or data != job.recipe.data.heldout:
+        return data
+    try:
+        read_rows(data, limit=1)
+    except DataError:
+        return heldout
+    return data
 
 
 def _measure_nll(target: Target, job: Job, artifact: Artifact | None, role: Role) -> list[NllResult]:

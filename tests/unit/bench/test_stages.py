@@ -126,6 +126,22 @@ def test_a_load_asks_what_training_held_out(run, server, behaviour, tmp_path) ->
     assert all(messages[-1]["content"].endswith("what is held out") for messages in streamed)
 
 
+@pytest.mark.parametrize("own", ["prompt,completion\nhi,ho\n", '{"messages": [ASK, ANSWER], "more": 1}\n'])
+def test_a_task_of_held_out_rows_asks_their_conversations(run, server, behaviour, tmp_path, own) -> None:
+    """The recipe's own file where it has chats: its rows may have more columns, which a scorer needs."""
+    server.behaviours["base"] = behaviour(reply=lambda _: "ho")
+    ask, answer = ({"role": role, "content": "ho"} for role in ("user", "assistant"))
+    file, heldout = tmp_path / "rows", tmp_path / "heldout.jsonl"
+    file.write_text(own.replace("ASK", json.dumps(ask)).replace("ANSWER", json.dumps(answer)))
+    heldout.write_text(json.dumps({"messages": [ask | {"content": "from training"}, answer]}) + "\n")
+    overrides = {"data.heldout": str(file), "bench.eval.0.data": str(file), "bench.eval.0.task": "exact"}
+    recipe_file.save(recipe_file.load(run.recipe, overrides), run.recipe)
+    (result,) = read_report(baseline(_job(run, "baseline", "base", heldout=heldout))).eval
+    assert result.score == 1
+    asked = {body["messages"][-1]["content"] for body in server.bodies}
+    assert asked == ({"ho"} if "messages" in own else {"from training"})
+
+
 def test_the_load_is_the_recipe_s(run, server, behaviour) -> None:
     server.behaviours["tiny"] = behaviour(reply=lambda _: '{"ok": 1}')
     recipe_file.save(recipe_file.load(run.recipe, {"bench.load.processes": "2"}), run.recipe)

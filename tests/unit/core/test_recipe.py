@@ -240,3 +240,32 @@ def test_shipped_recipes_load_and_their_data_is_there(path: Path):
 def test_shipped_recipes_have_names_of_their_own():
     names = [recipe_file.load(path).name for path in SHIPPED]
     assert len(set(names)) == len(names) >= 4
+
+
+def test_a_task_of_a_table_is_refused_unless_it_is_what_is_held_out(tmp_path: Path):
+    content = tree("data.heldout", "rows.csv") | {"bench": {"eval": [{"task": "exact", "data": "rows.csv"}]}}
+    assert recipe_file.load(_written(tmp_path, content)).bench.eval[0].data == str(tmp_path / "rows.csv")
+    content["bench"]["eval"][0]["data"] = "other.csv"
+    assert "bench.eval.data = 'other.csv': a JSONL of messages" in refused(tmp_path, content).message
+
+
+def test_a_template_is_kept_as_its_text(tmp_path: Path):
+    """A run is what the template was when it began, and where that file lies changes nothing."""
+    for folder, text in (("a", "{{ one }}"), ("b", "{{ one }}"), ("c", "{{ two }}")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "chat.jinja").write_text(text)
+    loaded = [
+        recipe_file.load(_written(tmp_path, tree("data.template", f"{folder}/chat.jinja"))).data for folder in "abc"
+    ]
+    assert loaded[0] == loaded[1] != loaded[2]
+    (tmp_path / "again").mkdir()
+    assert recipe_file.load(_written(tmp_path / "again", tree("data.template", loaded[2].template))).data.template == (
+        "{{ two }}"
+    )
+    assert "no file at" in refused_anyhow(tmp_path, tree("data.template", "nowhere.jinja")).message
+
+
+def refused_anyhow(tmp_path: Path, content: dict[str, Any]) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        recipe_file.load(_written(tmp_path, content))
+    return caught.value

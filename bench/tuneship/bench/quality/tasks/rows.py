@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -41,12 +42,19 @@ def read_rows(pattern: str, limit: int) -> list[Row]:
     """
     rows: list[Row] = []
     for path in data_files(pattern):
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        for number, line in enumerate(_text(path).split("\n"), start=1):
             if line.strip() and len(rows) < limit:
                 rows.append(_parse(line, f"{path}:{number}"))
     if not rows:
         raise DataError(f"{pattern} has no rows")
     return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no text", hint=_SHAPE) from None
 
 
 def _parse(line: str, place: str) -> Row:
