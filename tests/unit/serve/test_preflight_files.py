@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import struct
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,27 @@ def test_a_copy_that_is_interrupted_leaves_nothing(make_adapter, check, monkeypa
     with pytest.raises(KeyboardInterrupt):
         check(path)
     assert list((Path(os.environ["TUNESHIP_CACHE"]) / "adapters").iterdir()) == []
+
+
+def test_a_copy_that_nobody_used_for_a_month_goes_when_another_is_made(make_adapter, check):
+    old, used, new = (make_adapter(name, config={"use_rslora": True, "revision": name}) for name in ("a", "b", "c"))
+    copies = {path: check(path).path for path in (old, used)}
+    killed = copies[old].with_name(".draft-of-somebody")
+    killed.mkdir()
+    for path in (*copies.values(), killed):
+        _age(path, days=31)
+    check(used)
+    assert copies[old].is_dir(), "nothing was made"
+    copies[new] = check(new).path
+    assert set(copies[old].parent.iterdir()) == {copies[used], copies[new]}
+    _age(copies[used], days=29)
+    copies[old] = check(old).path
+    assert set(copies[old].parent.iterdir()) == set(copies.values())
+
+
+def _age(path: Path, days: float) -> None:
+    at = time.time() - days * 24 * 3600
+    os.utime(path, (at, at))
 
 
 def test_folding_changes_no_version(make_adapter, check):

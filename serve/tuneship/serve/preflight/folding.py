@@ -2,15 +2,18 @@
 
 The user's files are not touched. The copy lies in the cache under a name made of what is in it, whole or not at all:
 the tensors byte for byte (padded and scaled where ranks or scalings differ), and an `adapter_config.json` that means
-the same (docs/decisions/0008).
+the same (docs/decisions/0008). A server has copies of its own of what it serves: one here that nobody has asked for in
+a month is removed when another is made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +24,8 @@ from tuneship.core.files import sha256_file, sha256_text, sync_directory, sync_t
 from tuneship.core.servable import Folding, Layer
 from tuneship.serve.preflight.files import CONFIG, WEIGHTS
 
+_UNUSED_S = 30 * 24 * 3600.0
+
 
 def copy(weights: Path, digest: str, folding: Folding, layers: Mapping[str, Layer]) -> Path:
     """The directory of the adapter in `weights`, which has these `layers`, folded; made if it is not there.
@@ -30,8 +35,9 @@ def copy(weights: Path, digest: str, folding: Folding, layers: Mapping[str, Laye
     text = json.dumps(folding.config, indent=1, sort_keys=True)
     rewritten = even.changes(folding, {name: layer.rank for name, layer in layers.items()})
     folder = cache_dir() / "adapters"
-    if not rewritten and _is_whole(folder / _name(digest, text), digest, text):
-        return folder / _name(digest, text)
+    known = folder / _name(digest, text)
+    if not rewritten and _used(known) and _is_whole(known, digest, text):
+        return known
     with artifact.draft(folder) as work:
         if rewritten:
             raw = weights.read_bytes()
@@ -51,6 +57,8 @@ def copy(weights: Path, digest: str, folding: Folding, layers: Mapping[str, Laye
             work.chmod(0o755)
             sync_tree(work)
             _put(work, final)
+    _used(final)
+    _remove_unused(folder)
     return final
 
 
@@ -73,6 +81,23 @@ def _put(work: Path, final: Path) -> None:
         if not final.is_dir():
             raise
     sync_directory(final.parent)
+
+
+def _used(final: Path) -> bool:
+    """Whether it is there; if it is, it was used now, and stays."""
+    try:
+        os.utime(final)
+    except OSError:
+        return False
+    return True
+
+
+def _remove_unused(folder: Path) -> None:
+    """Also what somebody who was killed left half done."""
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _UNUSED_S:
+                shutil.rmtree(path)
 
 
 def _is_whole(folder: Path, digest: str, text: str) -> bool:
