@@ -1,4 +1,4 @@
-"""Rows of five formats, with columns of one's own, as one form of conversation: the one that a server renders."""
+"""Rows of five formats, with columns of one's own, as one form of conversation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tuneship.train.data.template import Conversation
 ASK = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "ho"}
 TOOL = {"name": "f", "description": "does", "parameters": {"type": "object", "properties": {}}}
-SERVED = {"type": "function", "function": {**dict(sorted(TOOL.items())), "strict": False}}
+WRAPPED = {"type": "function", "function": TOOL}
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 
 
@@ -127,11 +127,10 @@ def test_columns_of_no_format_are_refused_in_the_recipe(data, complaint):
         Data(train="t", **data)
 
 
-@pytest.mark.parametrize("tools", [[TOOL], [SERVED], json.dumps([{"type": "function", "function": TOOL}])])
-def test_tools_are_as_the_server_hands_them_to_a_template(tools):
-    found = read({"messages": [ASK, ANSWER], "tools": tools}).tools
-    assert found == [SERVED]
-    assert list(found[0]["function"]) == ["description", "name", "parameters", "strict"]
+@pytest.mark.parametrize("tools", [[TOOL], [WRAPPED], json.dumps([TOOL]), json.dumps([WRAPPED])])
+def test_tools_in_every_form(tools):
+    for row in ({"messages": [ASK, ANSWER]}, {"prompt": "hi", "completion": "ho"}, {"conversations": [ASK, ANSWER]}):
+        assert read({**row, "tools": tools}) == Conversation([ASK, ANSWER], [WRAPPED])
 
 
 @pytest.mark.parametrize("tools", [None, "", [], "[]"])

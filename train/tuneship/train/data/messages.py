@@ -1,8 +1,6 @@
-"""Messages and tools in the one form that a chat template is given, here and by the server.
+"""Messages, calls and tools in one form, OpenAI's, in whichever of the usual ones a row has them.
 
-SGLang renders what its API's models make of a request: arguments of calls as objects, tools with all their keys in a
-fixed order, no content as an empty text. A template that writes a tool as JSON writes those keys in that order, so rows
-are brought into the same form before they are rendered. Otherwise a model would learn prompts that no server sends.
+What a chat template is given is made of that when it renders (`served.py`).
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ def checked(messages: Any) -> list[Message]:
 
 
 def tools(value: Any) -> Tools | None:
-    """The functions that may be called, as the server hands them to a template; None where there are none.
+    """The functions that may be called, each alone or as OpenAI's API has it; None where there are none.
 
     Raises:
         DataError: it is no list of functions with names.
@@ -49,17 +47,7 @@ def tools(value: Any) -> Tools | None:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(f"tool {index} is no function with a name")
-        found.append(
-            {
-                "type": "function",
-                "function": {
-                    "description": function.get("description"),
-                    "name": function["name"],
-                    "parameters": function.get("parameters"),
-                    "strict": bool(function.get("strict")),
-                },
-            }
-        )
+        found.append({"type": "function", "function": function})
     return found
 
 
