@@ -86,10 +86,62 @@ def test_the_general_plugin_is_silent_and_light_in_other_peoples_engines(variabl
     assert not {"torch", "sglang", "numpy", "pydantic", "psutil"} & set(seen["modules"])
 
 
-def test_the_general_plugin_hooks_what_every_device_needs():
+IN_OURS = """
+import json, sys, torch
+from importlib.metadata import entry_points
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
+(ours,) = [entry for entry in entry_points(group="sglang.srt.plugins") if entry.name == "tuneship"]
+ours.load()()
+from sglang.srt.plugins.hook_registry import HookRegistry
+hooks = sorted(HookRegistry._hooks)
+
+from sglang.srt.configs.load_config import LoadConfig, LoadFormat
+from tuneship.serve.sglang_plugin.adapter_load_format import read_as_it_is
+formats = []
+for given in (LoadFormat.BITSANDBYTES, LoadFormat.AUTO):
+    base = LoadConfig(load_format=given, model_loader_extra_config={"num_threads": 3})
+    adapter = SimpleNamespace(load_config=base)
+    read_as_it_is(adapter)
+    for config in (base, adapter.load_config):
+        formats.append([config.load_format.value, config.model_loader_extra_config])
+
+from tuneship.serve.sglang_plugin.grammar_on_cpu import mask
+logits = torch.zeros(1, 40, dtype=torch.bfloat16)
+mask(None, logits, torch.tensor([[0b101, 0]], dtype=torch.int32))
+open_ids = logits[0].isfinite().nonzero().flatten().tolist()
+
+from sglang.srt.lora import lora_manager
+from sglang.srt.utils import common
+from tuneship.serve.sglang_plugin import memory_kept
+memory_kept.install()
+emptied = []
+common.empty_device_cache = lambda device: emptied.append(device)
+common.torch = MagicMock()
+common.torch.cuda.device_count.return_value = 1
+common.torch.cuda.mem_get_info.return_value = (2**30, 0)
+common.torch.cuda.get_device_properties.return_value.is_integrated = False
+common.torch.cuda.current_device.return_value = 0
+there = lora_manager.get_available_gpu_memory("cuda", 0)
+kept = len(emptied)
+common.get_available_gpu_memory("cuda", 0)
+memory = {"free": there, "kept": kept, "elsewhere": len(emptied)}
+
+print(json.dumps({"hooks": hooks, "formats": formats, "open": open_ids, "memory": memory}))
+"""
+
+
+@pytest.fixture(scope="module")
+def in_ours() -> dict:
+    """What `IN_OURS` finds in one process that is an engine of ours: SGLang takes 10 s to import."""
+    return run_python(IN_OURS, TUNESHIP_ENGINE="1")
+
+
+def test_the_general_plugin_hooks_what_every_device_needs(in_ours):
     manager = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
     hooked = ("_discard_pending_req_states", "_handle_abort_req", "_handle_batch_output", "_unload_lora_adapter_locked")
-    assert sorted(run_python(GENERAL, TUNESHIP_ENGINE="1")["hooks"]) == [
+    assert in_ours["hooks"] == [
         "sglang.srt.lora.lora.LoRAAdapter.initialize_weights",
         *(f"{manager}.{name}" for name in hooked),
         "sglang.srt.utils.hf_transformers.tokenizer.get_tokenizer",
@@ -115,50 +167,14 @@ def test_upstream_still_reads_adapters_in_their_bases_format():
     assert "DefaultModelLoader(self.load_config)" in sglang_source("lora/lora.py")
 
 
-READ = """
-import json
-from types import SimpleNamespace
-from sglang.srt.configs.load_config import LoadConfig, LoadFormat
-from tuneship.serve.sglang_plugin.adapter_load_format import read_as_it_is
-found = []
-for given in (LoadFormat.BITSANDBYTES, LoadFormat.AUTO):
-    base = LoadConfig(load_format=given, model_loader_extra_config={"num_threads": 3})
-    adapter = SimpleNamespace(load_config=base)
-    read_as_it_is(adapter)
-    for config in (base, adapter.load_config):
-        found.append([config.load_format.value, config.model_loader_extra_config])
-print(json.dumps(found))
-"""
-
-
-def test_an_adapter_is_read_as_it_is_and_its_base_as_that_is():
+def test_an_adapter_is_read_as_it_is_and_its_base_as_that_is(in_ours):
     threads, read_here = {"num_threads": 3}, {"num_threads": 3, "enable_multithread_load": False}
     packed, plain = ["bitsandbytes", threads], ["auto", threads]
-    assert run_python(READ) == [packed, ["auto", read_here], plain, ["auto", read_here]]
+    assert in_ours["formats"] == [packed, ["auto", read_here], plain, ["auto", read_here]]
 
 
-MEMORY = """
-import json
-from sglang.srt.lora import lora_manager
-from sglang.srt.utils import common
-from tuneship.serve.sglang_plugin import memory_kept
-memory_kept.install()
-emptied = []
-common.empty_device_cache = lambda device: emptied.append(device)
-common.torch = __import__("unittest.mock").mock.MagicMock()
-common.torch.cuda.device_count.return_value = 1
-common.torch.cuda.mem_get_info.return_value = (2**30, 0)
-common.torch.cuda.get_device_properties.return_value.is_integrated = False
-common.torch.cuda.current_device.return_value = 0
-there = lora_manager.get_available_gpu_memory("cuda", 0)
-kept = len(emptied)
-common.get_available_gpu_memory("cuda", 0)
-print(json.dumps({"free": there, "kept": kept, "elsewhere": len(emptied)}))
-"""
-
-
-def test_what_a_load_logs_leaves_torchs_cache_alone():
-    assert run_python(MEMORY) == {"free": 1.0, "kept": 0, "elsewhere": 1}
+def test_what_a_load_logs_leaves_torchs_cache_alone(in_ours):
+    assert in_ours["memory"] == {"free": 1.0, "kept": 0, "elsewhere": 1}
 
 
 def test_upstream_still_empties_the_cache_for_a_line_of_its_log():
@@ -184,23 +200,13 @@ def test_upstream_still_masks_with_accelerators_alone():
     assert "def apply_vocab_mask(self, logits: torch.Tensor, vocab_mask: torch.Tensor) -> None:" in source
 
 
-def test_a_mask_on_a_cpu():
-    seen = run_python(MASK, TUNESHIP_ENGINE="1")
-    assert seen["open"] == [0, 2]
+def test_a_mask_on_a_cpu(in_ours):
+    assert in_ours["open"] == [0, 2]
 
 
 def test_upstream_still_refuses_packed_weights_with_tensor_parallel():
     """When this fails, `quantized.method` need not refuse it."""
     assert "Prequant BitsAndBytes models with TP is not supported" in sglang_source("model_loader/loader.py")
-
-
-MASK = """
-import json, torch
-from tuneship.serve.sglang_plugin.grammar_on_cpu import mask
-logits = torch.zeros(1, 40, dtype=torch.bfloat16)
-mask(None, logits, torch.tensor([[0b101, 0]], dtype=torch.int32))
-print(json.dumps({"open": logits[0].isfinite().nonzero().flatten().tolist()}))
-"""
 
 
 ENGINE = """
