@@ -35,17 +35,18 @@ class HubData(NamedTuple):
 
 
 class Folder(NamedTuple):
-    """A folder that `datasets` wrote or can load; `revision` is the commit where it came from the hub."""
+    """A folder that `datasets` wrote or can load; where it came from the hub, its `id` there and the commit."""
 
     path: Path
     config: str = ""
     split: str = ""
     revision: str = ""
+    id: str = ""
 
     @property
     def name(self) -> str:
-        """What its rows are called by in messages."""
-        return ":".join(part for part in (self.path.name, self.config, self.split) if part)
+        """What it is called in messages."""
+        return self.id or self.path.name
 
 
 def absolute(text: str, root: Path) -> str:
@@ -127,4 +128,4 @@ def _snapshot(wanted: HubData) -> Folder:
             f"no data set {wanted.id!r}: not in the hub cache, and nothing lies at such a path",
             hint="`tuneship up` fetches it where the hub can be reached; or name a file, with its ending",
         ) from None
-    return Folder(path, wanted.config, wanted.split, path.name)
+    return Folder(path, wanted.config, wanted.split, path.name, wanted.id)

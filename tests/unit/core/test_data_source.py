@@ -82,7 +82,7 @@ def test_files_are_sorted_and_folders_are_folders(tmp_path):
 
 
 def test_a_cached_data_set_is_its_snapshot(cached):
-    assert data_source.locate("hub:owner/name") == Folder(cached, revision=COMMIT)
+    assert data_source.locate("hub:owner/name") == Folder(cached, revision=COMMIT, id="owner/name")
     assert data_source.locate(f"hub:owner/name@{COMMIT}:train").split == "train"
     assert data_source.is_here("hub:owner/name")
 

@@ -93,6 +93,8 @@ def train(job: Job) -> Path:
 def _keep_heldout(heldout: Dataset, recipe: Recipe, attempt: Path) -> None:
     """Conversations for a load to ask, which does not read what they came from."""
     asked = dataset.write_conversations(heldout.rows, attempt / HELDOUT_FILE)
+    if not asked:
+        (attempt / HELDOUT_FILE).unlink()
     if not asked and recipe.bench.load.workload == "heldout":
         raise DataError("bench.load.workload = 'heldout', but what is held out is plain text, which asks nothing")
 

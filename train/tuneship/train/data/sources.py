@@ -93,12 +93,13 @@ def _folder(folder: Folder) -> Iterator[Raw]:
 
     try:
         if _is_dict(folder.path) or (folder.path / "state.json").is_file():
+            split = f":{folder.split}" if folder.split else ""
             for number, row in enumerate(_saved(folder), start=1):
-                yield Raw(f"{folder.name}:{number}", _row(row))
+                yield Raw(f"{folder.name}{split}:{number}", _row(row))
             return
         files = _files(folder)
     except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        raise DataError(f"{folder.path} cannot be read: {error}") from None
+        raise DataError(f"{folder.name} cannot be read: {error}") from None
     for file in files:
         if _ending(file) not in ENDINGS:
             raise DataError(f"{folder.name} has its rows in {file.name}, which is none of {', '.join(ENDINGS)}")
@@ -114,7 +115,7 @@ def _saved(folder: Folder) -> Any:
 
     if not _is_dict(folder.path):
         if folder.split:
-            raise DataError(f"{folder.path} is one split: it has no {folder.split!r} in it")
+            raise DataError(f"{folder.name} is one split: it has no {folder.split!r} in it")
         return datasets.load_from_disk(str(folder.path))
     splits = sorted(path.name for path in folder.path.iterdir() if path.is_dir())
     return datasets.load_from_disk(str(folder.path / _split(folder, splits)))
@@ -143,7 +144,7 @@ def _split(folder: Folder, splits: list[str]) -> str:
     if not folder.split and len(splits) == 1:
         return splits[0]
     what = f"no split {folder.split!r}, but" if folder.split else "the splits"
-    raise DataError(f"{folder.path} has {what} {', '.join(splits)}", hint="say which: path:train, or owner/name:train")
+    raise DataError(f"{folder.name} has {what} {', '.join(splits)}", hint="say which: path:train, or owner/name:train")
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:
