@@ -36,6 +36,8 @@ def id_of(write_recipe: Write) -> Callable[..., str]:
         {"contents": ("c", "c")},
         {"lora__rank": "8"},
         {"data__max_length": "99"},
+        {"data__template": "alpaca"},
+        {"data__columns": "{ prompt = 'p' }"},
         {"bench__eval__0__limit": "5"},
         {"model__dtype": "float32"},
     ],

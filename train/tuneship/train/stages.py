@@ -45,6 +45,7 @@ def train(job: Job) -> Path:
     _seed(recipe.train.seed)
     tracking.require(recipe.train.report_to)
     prepared = prepare.prepare(recipe)
+    _say_whose_template(prepared)
     identity = _identity(recipe, prepared)
     resume = _checkpoint(job, identity)
     rows, heldout = prepare.read_rows(recipe, prepared.template, job.attempt)
@@ -88,6 +89,13 @@ def train(job: Job) -> Path:
         sealed = artifacts.seal(work, manifest)
     checkpoints.remove_all(job.attempt.parent)
     return sealed.path
+
+
+def _say_whose_template(prepared: Prepared) -> None:
+    """A model that learnt to read chats in one form is taught another."""
+    own = checkpoint.chat_template(prepared.source.path)
+    if prepared.template.source == "recipe" and own not in {"", prepared.template.text}:
+        say("data.template takes the place of the chat template that the model has")
 
 
 def _keep_heldout(heldout: Dataset, recipe: Recipe, attempt: Path) -> None:

@@ -25,9 +25,10 @@ MARKER = "tuneship.json"
 SCHEMA = 1
 
 _SECTIONS = ("model", "quantization", "data", "lora", "train")
-# Where files lie does not matter, what is in them does; and what changes only how a step is cut, or what is kept of it.
+# Where files lie does not matter, what is in them does, and of a template its text, which is among the contents; nor
+# what changes only how a step is cut, or what is kept of it.
 _FREE = {
-    *("model.id", "model.revision", "data.train", "data.heldout"),
+    *("model.id", "model.revision", "data.train", "data.heldout", "data.template"),
     *(
         "train.micro_batch",
         "train.checkpointing",
