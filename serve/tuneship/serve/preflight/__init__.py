@@ -188,7 +188,7 @@ def _origin(opened: Artifact, base: BaseModel) -> list[Reason]:
     """The manifest says which text it was trained on."""
     manifest, reasons = opened.manifest, []
     if manifest.template.sha256 != base.template_sha256:
-        own = f"serve the base with --template {opened.path / 'chat_template.jinja'}, or merge"
+        own = f"serve the base with --template {opened.path / 'chat_template.jinja'}, or {MERGE}"
         fix = own if (opened.path / "chat_template.jinja").is_file() else MERGE
         reasons.append(Reason(f"was trained with another chat template than {base.record.id} has", fix))
     if manifest.tokenizer_sha256 != base.tokenizer_sha256:
