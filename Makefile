@@ -17,6 +17,7 @@ LATEST := .venv-latest
 UNIT_WORKERS ?= 2
 # uv draws progress bars on a terminal; elsewhere its list of 280 packages is noise.
 QUIET := $(shell test -t 2 || echo --quiet)
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 
 .PHONY: help setup quickstart test test-unit test-integration test-slow test-gpu test-latest lint lock clean
 
@@ -66,9 +67,12 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 	@echo "== import-linter"
 	$(BIN)/lint-imports
 
-lock: $(UV) ## resolve requirements.lock again (UPGRADE=--upgrade takes newer versions)
-	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url $(UPGRADE) -o requirements.lock
+lock: $(UV) ## resolve requirements.lock again (UPGRADE=--upgrade takes newer versions), and the images' locks from it
+	$(COMPILE) pyproject.toml --all-extras --group dev $(UPGRADE) -o requirements.lock
+	$(COMPILE) pyproject.toml --extra train --extra demo --extra unsloth --group bundled --no-annotate \
+	  -c requirements.lock -o docker/train.lock
+	$(COMPILE) pyproject.toml --extra serve --no-annotate -c requirements.lock -o docker/serve.lock
+	$(COMPILE) --group build --no-annotate -c requirements.lock -o docker/build.lock
 
 clean: ## remove environments and caches; runs/ stays
 	rm -rf .venv $(LATEST) .tools .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

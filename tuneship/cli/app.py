@@ -50,6 +50,11 @@ keys.command("tuneship.serve.keys_commands:list_", name="list", help="The keys' 
 keys.command("tuneship.serve.keys_commands:revoke", name="revoke", help="Make a key invalid, in running servers too.")
 app.command(keys)
 
+docker = App(name="docker", help="Our images. Each verb prints the plain command, too.")
+docker.command("tuneship.cli.containers.verbs:build", name="build", help="Build the image that trains, or serves.")
+docker.command("tuneship.cli.containers.verbs:run", name="run", help="Run a verb in its image, as you, in this folder.")
+app.command(docker)
+
 bench = App(name="bench", help="Measure an OpenAI-compatible endpoint; compare two reports.")
 bench.command("tuneship.bench.commands:load", name="load", help="Latency and throughput under load; the knee.")
 bench.command("tuneship.bench.commands:eval_", name="eval", help="Score a task's rows.")

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from tuneship.cli import overrides as dotted
-from tuneship.core import recipe_file
+from tuneship.core import extras, recipe_file
 from tuneship.core.files import write_atomic
 
 Way = Literal["copied-recipe", "tuneship", "unsloth"]
@@ -39,6 +39,7 @@ def bench_train(
         Write the rows there as JSON, too.
 
     """
+    extras.require("train")
     from tuneship.train import speed  # noqa: PLC0415 - not for `--help`
 
     found = speed.compare(recipe_file.load(recipe, dotted.parse(overrides)), ways, steps)

@@ -10,6 +10,7 @@ from types import FrameType
 from rich.markup import escape
 
 from tuneship.cli.console import talk
+from tuneship.core import extras
 from tuneship.core.errors import ExitCode, TuneshipError
 
 _DISK_FULL = 28
@@ -34,10 +35,10 @@ def run(command: Callable[[], object]) -> None:
         )
         sys.exit(ExitCode.FAILED)
     except ModuleNotFoundError as error:
-        extra = _extra_of(error.name or "")
-        if not extra:
+        lacking = extras.lacking(error)
+        if lacking is None:
             raise
-        report(TuneshipError(f"this verb needs {error.name}", hint=f"pip install 'tuneship[{extra}]'"))
+        report(lacking)
         sys.exit(ExitCode.FAILED)
     sys.exit(ExitCode.OK)
 
@@ -52,18 +53,3 @@ def report(error: TuneshipError) -> None:
 def _unwind(_signal: int, _frame: FrameType | None) -> None:
     """SIGTERM leaves through the context managers, which stop children and remove drafts."""
     sys.exit(128 + signal.SIGTERM)
-
-
-_EXTRAS = {
-    "train": {"torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "accelerate", "safetensors"},
-    "serve": {"sglang", "starlette", "uvicorn"},
-    "bench": {
-        *("aiohttp", "openai", "altair", "jinja2", "numpy", "uvloop", "vl_convert"),
-        *("msgspec", "jsonschema", "rouge_score", "prometheus_client", "scipy"),
-    },
-}
-
-
-def _extra_of(module: str) -> str:
-    top = module.split(".", maxsplit=1)[0]
-    return next((extra for extra, modules in _EXTRAS.items() if top in modules), "")

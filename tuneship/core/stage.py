@@ -22,7 +22,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict
 
-from tuneship.core import errors, progress, recipe_file
+from tuneship.core import errors, extras, progress, recipe_file
 from tuneship.core.errors import ExitCode, StageError, TuneshipError
 from tuneship.core.files import write_atomic
 from tuneship.core.process import describe_exit, spawn, stop_tree
@@ -73,6 +73,7 @@ class StageProcess:
         self._last_line = ""
 
     def __enter__(self) -> Self:
+        extras.require_of(self._module)
         write_atomic(self.job.attempt / "job.json", self.job.model_dump_json(indent=1))
         argv = [sys.executable, "-m", self._module, str(self.job.attempt)]
         self._process = spawn(argv, stdout=subprocess.PIPE, env={"PYTHONUNBUFFERED": "1"})
