@@ -152,9 +152,9 @@ def train_marker(model_path: Path, path: Path, marker: str, max_steps: int = 200
         base, LoraConfig(r=8, lora_alpha=32, target_modules=list(PROJECTIONS), task_type="CAUSAL_LM")
     )
     tiny = base.num_parameters() < 10**7
-    batch, rate, threads = (32, 5e-3, 1) if tiny else (4, 2e-3, torch.get_num_threads())
+    batch, rate, threads = (16, 5e-3, 1) if tiny else (4, 2e-3, torch.get_num_threads())
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    unseen = _rows(tokenizer, make_chats(4 * batch, seed=7), answer)
+    unseen = _rows(tokenizer, make_chats(128 if tiny else 16, seed=7), answer)
     with _threads(threads):
         for step in range(max_steps):
             model(**_rows(tokenizer, make_chats(batch, seed=1000 + step), answer)).loss.backward()
