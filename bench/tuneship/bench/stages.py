@@ -24,7 +24,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from tuneship.bench import testbed
-from tuneship.bench.load.measure import LoadPlan, measure
+from tuneship.bench.load.measure import LoadPlan, Measured, measure
 from tuneship.bench.quality.evaluate import Role, Task, evaluate
 from tuneship.bench.quality.nll import CannotScore, measure_nll
 from tuneship.bench.quality.tasks import read_rows
@@ -66,7 +66,7 @@ def bench(job: Job) -> Path:
     artifact = _artifact(job)
     tuned = _evaluate(target, job, "tuned")
     likelihood = _measure_nll(target, job, artifact, "tuned")
-    load = measure(target, _load_plan(job.recipe, job.inputs.get("heldout", "")))
+    load = _measure_load(target, job, artifact)
     base_evals, base_nlls = _read_baseline(job)
     report = Report(
         name=job.recipe.name,
@@ -74,8 +74,8 @@ def bench(job: Job) -> Path:
         testbed=testbed.describe(target),
         endpoint=target.as_record(),
         training=read_training(Path(job.inputs["train_attempt"])) if "train_attempt" in job.inputs else [],
-        load=load.levels,
-        knee=load.knee,
+        load=load.levels if load else [],
+        knee=load.knee if load else None,
         eval=[*base_evals, *moved(tuned, job.attempt, job.run_path)],
         nll=[*base_nlls, *moved(likelihood, job.attempt, job.run_path)],
         parity=newest_parity(artifact.evidence) if artifact else None,
@@ -162,6 +162,14 @@ def _measure_nll(target: Target, job: Job, artifact: Artifact | None, role: Role
         return []
     # To a reader they are rows of the held-out file; the evidence's own name tells nothing.
     return [found.model_copy(update={"data": job.recipe.data.heldout or found.data})]
+
+
+def _measure_load(target: Target, job: Job, artifact: Artifact | None) -> Measured | None:
+    """None, saying so, where nobody can ask the model a chat: trained on plain text, it may have no template."""
+    if artifact and not artifact.manifest.template.text:
+        say("the model has no chat template: no load is sent to it (data.template would give it one)")
+        return None
+    return measure(target, _load_plan(job.recipe, job.inputs.get("heldout", "")))
 
 
 def _load_plan(recipe: Recipe, heldout: str) -> LoadPlan:

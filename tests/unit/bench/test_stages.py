@@ -56,6 +56,10 @@ def run(tmp_path, server) -> RunDir:
 
 @pytest.fixture
 def trained(tmp_path) -> Artifact:
+    return sealed(tmp_path)
+
+
+def sealed(tmp_path: Path, template: str = "{{ messages }}") -> Artifact:
     """An adapter with two held-out rows of three answer tokens in its evidence."""
     manifest = Manifest(
         kind="adapter",
@@ -63,7 +67,7 @@ def trained(tmp_path) -> Artifact:
         input_id="1",
         base=Base(id="org/base", revision="main", weights_sha256="a" * 64, architecture="LlamaForCausalLM"),
         quantization=QuantizationRecord(method="nf4", double=True, compute_dtype="bfloat16"),
-        template=TemplateRecord(text="", sha256="c", source="model"),
+        template=TemplateRecord(text=template, sha256="c", source="model"),
         end_token_ids=(2,),
         tokenizer_sha256="b",
     )
@@ -140,6 +144,18 @@ def test_a_task_of_held_out_rows_asks_their_conversations(run, server, behaviour
     assert result.score == 1
     asked = {body["messages"][-1]["content"] for body in server.bodies}
     assert asked == ({"ho"} if "messages" in own else {"from training"})
+
+
+def test_a_model_without_a_template_is_scored_and_asked_nothing(run, server, behaviour, tmp_path, capsys) -> None:
+    server.behaviours["tiny"] = behaviour(nats=0.5)
+    recipe = recipe_file.load(run.recipe)
+    asks_none = recipe.bench.model_copy(update={"eval": ()})
+    recipe_file.save(recipe.model_copy(update={"bench": asks_none}), run.recipe)
+    report = read_report(bench(_job(run, "bench", "tiny", artifact=sealed(tmp_path, template="").path)))
+    assert (report.load, [result.nll for result in report.nll]) == ([], [0.5])
+    assert not server.bodies
+    assert "has no chat template: no load is sent" in capsys.readouterr().err
+    assert (run.path / "report.html").is_file()
 
 
 def test_the_load_is_the_recipe_s(run, server, behaviour) -> None:

@@ -45,7 +45,7 @@ def train(job: Job) -> Path:
     _seed(recipe.train.seed)
     tracking.require(recipe.train.report_to)
     prepared = prepare.prepare(recipe)
-    _say_whose_template(prepared)
+    _look_at_template(prepared, recipe)
     identity = _identity(recipe, prepared)
     resume = _checkpoint(job, identity)
     rows, heldout = prepare.read_rows(recipe, prepared.template, job.attempt)
@@ -91,9 +91,13 @@ def train(job: Job) -> Path:
     return sealed.path
 
 
-def _say_whose_template(prepared: Prepared) -> None:
-    """A model that learnt to read chats in one form is taught another."""
+def _look_at_template(prepared: Prepared, recipe: Recipe) -> None:
+    """A model that learnt to read chats in one form is taught another; one that reads none cannot be asked any."""
     own = checkpoint.chat_template(prepared.source.path)
+    if not prepared.template.text and recipe.bench.eval:
+        raise DataError(
+            "bench.eval asks chats, but the model has no chat template", hint='data.template = "alpaca" gives it one'
+        )
     if prepared.template.source == "recipe" and own not in {"", prepared.template.text}:
         say("data.template takes the place of the chat template that the model has")
 
