@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from tuneship.core.artifact import Artifact, draft, open_artifact, seal
+from tuneship.core.cache import cache_dir
 from tuneship.core.parity import ReferenceRow, Verification
+from tuneship.serve import quantized
 from tuneship.serve.verify import Fault, Outcome, Verdict, read_evidence, verify, verify_merged
 from tuneship.serve.verify.door import DoorScorer
 
@@ -46,7 +48,7 @@ OTHER_CHATML = (
 )
 
 
-def train(model: Path, folder: Path, *, quantization: str = "none") -> Path:
+def train(model: Path, folder: Path, *, quantization: str = "none", until: str = "merge") -> Path:
     """A run that trained and merged, by the command line."""
     method = "qlora" if quantization == "nf4" else "lora"
     (folder / "recipe.toml").write_text(RECIPE.format(model=model, quantization=quantization, method=method))
@@ -54,7 +56,7 @@ def train(model: Path, folder: Path, *, quantization: str = "none") -> Path:
         chats = [[("user", f"count {i}"), ("assistant", f"the total is {i}")] for i in numbers]
         rows = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in chats]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = tuneship("up", "recipe.toml", "--until", "merge", "--run", "run", cwd=folder)
+    done = tuneship("up", "recipe.toml", "--until", until, "--run", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "run"
 
@@ -273,3 +275,50 @@ async def test_trained_on_other_bits(start_server, adapters: Path, tiny_model: P
     assert healthy.noise_floor.mean > 0.1
     assert (await judged(url, None, reference)).fault is Fault.BASE
     assert (await judged(url, "alpha", reference)).fault is Fault.OTHER_ADAPTER
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, so that the base is built here; only SGLang's bytecode is in it."""
+    bytecode = cache_dir() / "bytecode"
+    bytecode.mkdir(exist_ok=True)
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    (folder / "bytecode").symlink_to(bytecode)
+    monkeypatch.setenv("TUNESHIP_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def in_16_bits(tiny_model: Path, tmp_path: Path) -> Path:
+    """`tiny_model` as models are published: of a float32 checkpoint training and the base pack different values."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path / "in-16-bits"
+    shutil.copytree(tiny_model, path)
+    AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16).save_pretrained(path)
+    return path
+
+
+async def test_on_the_values_of_training_in_16_bits(
+    start_server, own_cache: Path, in_16_bits: Path, other_tiny_model: Path, tmp_path: Path
+) -> None:
+    """A QLoRA adapter over the dequantized base passes under the strict limit, which names any other values."""
+    (adapter,) = train(in_16_bits, tmp_path, quantization="nf4", until="train").glob("artifacts/adapter-*")
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / NAME).symlink_to(adapter)
+    flags = ("--quantization", "dequantized", "--adapters", str(tmp_path / "adapters"), "--dtype", "float32")
+    url = start_server(str(in_16_bits), *flags).wait_ready()
+    (base,) = (own_cache / "bases").glob("base-dequantized-*")
+    assert quantized.same_bits(adapter, base)
+    reference = read_evidence(adapter / "evidence")
+    healthy = await judged(url, NAME, reference, same_bits=True)
+    assert healthy.passed, healthy.message
+    assert healthy.base_noise
+    assert healthy.base_noise.mean < 0.05
+    instead = await judged(url, None, reference, same_bits=True)
+    assert instead.fault is Fault.BASE, instead.message
+    for trained_on in (in_16_bits, other_tiny_model):  # the original has other values, too
+        verdict = await judged(url, NAME, measured(trained_on, adapter, reference), same_bits=True)
+        assert verdict.fault is Fault.OTHER_BASE, verdict.message
