@@ -1,6 +1,6 @@
 # What serves: SGLang behind our door. From the repository's root:
 #   docker build -f docker/serve.Dockerfile -t tuneship-serve .
-# Plain Dockerfile words only, so that every builder takes it (docs/decisions/0020-*).
+# Plain Dockerfile words only, so that every builder takes it (docs/decisions/0021-*).
 
 # SGLang and FlashInfer compile kernels for the card that they find, with nvcc, when they are first asked for: `devel`.
 ARG BASE=nvidia/cuda:13.0.2-devel-ubuntu24.04

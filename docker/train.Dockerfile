@@ -1,6 +1,6 @@
 # What trains: rows, QLoRA, merging, parity. From the repository's root:
 #   docker build -f docker/train.Dockerfile -t tuneship-train .
-# Plain Dockerfile words only, so that every builder takes it (docs/decisions/0020-*).
+# Plain Dockerfile words only, so that every builder takes it (docs/decisions/0021-*).
 
 # PyTorch's wheels bring CUDA's libraries; of the base we use Ubuntu and what the NVIDIA runtime looks for.
 ARG BASE=nvidia/cuda:13.0.2-base-ubuntu24.04

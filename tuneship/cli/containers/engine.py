@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import signal
 import sys
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 from tuneship.cli.console import talk
-from tuneship.cli.containers.words import STOP_S, Bind, Build, Run
+from tuneship.cli.containers.words import Bind, Build, Run
 from tuneship.core.errors import TuneshipError
-from tuneship.core.progress import say
 
 
 def build(wanted: Build) -> None:
@@ -31,6 +32,8 @@ def build(wanted: Build) -> None:
 def run(wanted: Run) -> int:
     """Run a container to its end, what it prints passed on; its exit code. However this is left, it is gone.
 
+    Only in the main thread: signals are passed on, too.
+
     Raises:
         TuneshipError: no SDK, no engine, no such image, or it could not be started.
 
@@ -39,20 +42,17 @@ def run(wanted: Run) -> int:
         container = _create(api, wanted)
         try:
             api.start(container)
-            for out, talked in api.attach(container, stream=True, logs=True, demux=True):
-                _pass_on(sys.stdout, out)
-                _pass_on(sys.stderr, talked)
-            return int(api.wait(container)["StatusCode"])
-        except (KeyboardInterrupt, SystemExit):
-            say(f"stopping the container (up to {STOP_S} s)")
-            api.stop(container, timeout=STOP_S)
-            raise
+            with _signals_to(api, container):
+                for out, talked in api.attach(container, stream=True, logs=True, demux=True):
+                    _pass_on(sys.stdout, out)
+                    _pass_on(sys.stderr, talked)
+                return int(api.wait(container)["StatusCode"])
         finally:
             api.remove_container(container, force=True)
 
 
 def _create(api: Any, wanted: Run) -> str:
-    errors = _sdk().errors
+    errors = sdk().errors
     arguments = wanted.arguments()
     try:
         host_config = api.create_host_config(**_in_the_sdks_types(arguments.pop("host_config")))
@@ -63,7 +63,7 @@ def _create(api: Any, wanted: Run) -> str:
 
 
 def _in_the_sdks_types(host_config: dict[str, Any]) -> dict[str, Any]:
-    types = _sdk().types
+    types = sdk().types
     binds: tuple[Bind, ...] = host_config.pop("binds")
     gpus = host_config.pop("gpus")
     requests = []
@@ -72,6 +72,22 @@ def _in_the_sdks_types(host_config: dict[str, Any]) -> dict[str, Any]:
         requests.append(types.DeviceRequest(**which, capabilities=[["gpu"]]))
     mounts = [types.Mount(str(path), str(path), type="bind", read_only=read_only) for path, read_only in binds]
     return {**host_config, "mounts": mounts, "device_requests": requests or None}
+
+
+@contextlib.contextmanager
+def _signals_to(api: Any, container: str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM go to the container, as with `docker run`: it ends by itself, and says its last words."""
+
+    def forward(number: int, _frame: FrameType | None) -> None:
+        with contextlib.suppress(sdk().errors.APIError):  # it has ended meanwhile
+            api.kill(container, signal=number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _pass_on(stream: Any, words: bytes | None) -> None:
@@ -86,19 +102,19 @@ def _client() -> Iterator[Any]:
 
     What it answers with an error is said without a traceback.
     """
-    sdk = _sdk()
+    found = sdk()
     try:
-        with contextlib.closing(sdk.from_env()) as client:
+        with contextlib.closing(found.from_env()) as client:
             client.ping()
             yield client.api
-    except sdk.errors.APIError as error:
+    except found.errors.APIError as error:
         raise TuneshipError(f"the Docker engine refuses: {error.explanation or error}") from error
-    except sdk.errors.DockerException as error:
+    except found.errors.DockerException as error:
         hint = "is it running, and may you use it (DOCKER_HOST)? --dry-run prints the plain command and needs neither"
         raise TuneshipError(f"no Docker engine answers: {error}", hint=hint) from error
 
 
-def _sdk() -> Any:
+def sdk() -> Any:
     """The SDK.
 
     Without it a bare `import docker` still succeeds in this repository, and brings the folder `docker/`.
