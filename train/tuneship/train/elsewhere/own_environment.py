@@ -78,5 +78,5 @@ def _uv() -> str:
         (str(path) for path in (here / "bin" / "uv", here.parent / ".tools" / "bin" / "uv") if path.is_file()), None
     )
     if found is None:
-        raise TrainError("an environment of its own needs uv, which is not on PATH", hint="pip install 'tuneship[unsloth]', which is uv")
+        raise TrainError("an environment of its own needs uv, which is not on PATH", hint="pip install uv")
     return found
