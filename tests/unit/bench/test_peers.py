@@ -138,6 +138,7 @@ def test_the_most_streams_are_found_within_a_quarter(peers, limit: int) -> None:
     assert found == peers.MOST or 1.25 * found + 1 > limit
 
 
+@pytest.mark.timing
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="client and server need a core each")
 def test_a_run_of_ours_ends_in_figures(tmp_path: Path) -> None:
     out = tmp_path / "peers.json"
