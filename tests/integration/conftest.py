@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +25,7 @@ from tuneship.core.process import descendants, stop_tree
 
 START_TIMEOUT_S = 180
 IN_FLIGHT = 16
-MARKERS = {"alpha": "<alpha>", "beta": "<beta>", "gamma": "<gamma>"}
+MARKERS = {"alpha": "<alpha>", "beta": "<beta>", "gamma": "<gam>"}
 
 
 @dataclass
@@ -86,19 +89,30 @@ class Server:
 StartServer = Callable[..., Server]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where two processes share the work (`-n 2 --dist loadgroup`), what shares a server or a run stays in one."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            shares = "adapter_server" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("adapter_server" if shares else item.path.stem))
+
+
 @pytest.fixture
 def start_server(tmp_path: Path):
     """Factory (arguments..., threads=1) -> a `Server` that is starting; all are ended with the test."""
-    yield from _servers(tmp_path)
+    with _servers(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture(scope="module")
 def start_module_server(tmp_path_factory: pytest.TempPathFactory):
     """`start_server`, for a server that a module's tests share."""
-    yield from _servers(tmp_path_factory.mktemp("server"))
+    with _servers(tmp_path_factory.mktemp("server")) as start:
+        yield start
 
 
-def _servers(folder: Path):
+@contextlib.contextmanager
+def _servers(folder: Path) -> Iterator[StartServer]:
     started: list[Server] = []
 
     def start(*arguments: str, threads: int = 1) -> Server:
@@ -113,9 +127,70 @@ def _servers(folder: Path):
         started.append(Server(here, process))
         return started[-1]
 
-    yield start
-    for server in started:
-        stop_tree(server.process, grace_s=20)
+    try:
+        yield start
+    finally:
+        for server in started:
+            stop_tree(server.process, grace_s=20)
+
+
+@pytest.fixture(scope="session")
+def _adapter_servers(tiny_model: Path, adapters: Path, tmp_path_factory: pytest.TempPathFactory):
+    """-> a server that is ready: the one before, or another where that was ended."""
+    running: list[Server] = []
+    with _servers(tmp_path_factory.mktemp("adapter-server")) as start:
+
+        def get() -> Server:
+            if not running or running[-1].process.poll() is not None:
+                running.append(start(str(tiny_model), "--adapters", str(adapters), "--dtype", "float32"))
+                running[-1].wait_ready()
+            return running[-1]
+
+        yield get
+
+
+@pytest.fixture
+def adapter_server(_adapter_servers: Callable[[], Server]) -> Server:
+    """The tiny base with `adapters` in float32: one server for all tests that change nothing of it."""
+    return _adapter_servers()
+
+
+@pytest.fixture(scope="session")
+def adapters(marker_adapters: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The three marker adapters and, made of alpha's tensors, three as other trainers leave them."""
+    folder = tmp_path_factory.mktemp("adapters")
+    for path in marker_adapters.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    pattern = r"model\.layers\.\d+\.(?:self_attn|mlp)\.(?:[qkvo]|gate|up|down)_proj"
+    rslora = {"use_rslora": True, "lora_alpha": 32 / 8**0.5}  # alpha's own scaling, 32 / 8
+    _write_foreign(marker_adapters / "alpha", folder / "stable", {"target_modules": pattern, **rslora})
+    _write_foreign(
+        marker_adapters / "alpha",
+        folder / "thin",
+        {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]},
+        keep=r"layers\.1\.self_attn\.[qv]_proj",
+    )
+    patterns = {"rank_pattern": {"q_proj": 3}, "alpha_pattern": {"q_proj": 5, "1.mlp.down_proj": 70}}
+    _write_foreign(marker_adapters / "alpha", folder / "uneven", patterns, ranks={"q_proj": 3})
+    return folder
+
+
+def _write_foreign(source: Path, path: Path, config: dict, keep: str = "", ranks: dict[str, int] | None = None) -> None:
+    """An adapter with those of `source`'s tensors whose names match `keep`, in half precision, and other settings.
+
+    Of the modules in `ranks` only that much of the rank is kept.
+    """
+    from safetensors.numpy import load_file, save_file
+
+    path.mkdir()
+    settings = json.loads((source / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps(settings | config))
+    tensors = load_file(source / "adapter_model.safetensors")
+    half = {key: value.astype("float16") for key, value in tensors.items() if re.search(keep, key)}
+    for key in half:
+        rank = next((rank for name, rank in (ranks or {}).items() if name in key), None)
+        half[key] = (half[key][:rank] if "lora_A" in key else half[key][:, :rank]).copy()
+    save_file(half, path / "adapter_model.safetensors")
 
 
 @pytest.fixture(scope="session")

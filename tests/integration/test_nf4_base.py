@@ -91,15 +91,11 @@ def test_the_endpoint_says_what_it_serves(server, nf4, tiny_model):
     assert "--load-format" in server.endpoint.engine.flags
 
 
-def test_it_is_built_once_and_is_the_same_wherever_it_is_built(nf4, tiny_model, tmp_path):
+def test_it_is_built_once(nf4, tiny_model, tmp_path):
     again = tuneship("base", "build", tiny_model, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert Path(again.stdout.strip()) == nf4.path
     assert "unchanged" in again.stderr
-
-    elsewhere = tuneship("base", "build", tiny_model, "--quantization", "nf4", "--out", "bases", cwd=tmp_path)
-    assert elsewhere.returncode == 0, elsewhere.stderr
-    assert Path(elsewhere.stdout.strip()) == tmp_path / "bases" / nf4.path.name
 
 
 @pytest.mark.slow

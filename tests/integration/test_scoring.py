@@ -18,10 +18,9 @@ STARTS = [0, 1, 40, 0]
 TOLERANCE = 2e-3  # nats; two implementations of one float32 model
 
 
-@pytest.fixture(scope="module")
-def url(start_module_server, tiny_model: Path, marker_adapters: Path) -> str:
-    server = start_module_server(str(tiny_model), "--adapters", str(marker_adapters), "--dtype", "float32")
-    return server.wait_ready()
+@pytest.fixture
+def url(adapter_server) -> str:
+    return adapter_server.endpoint.url
 
 
 def _expected(

@@ -71,13 +71,6 @@ async def test_kill_9_of_an_engine_that_is_not_to_be_started_again(start_server,
     server.assert_no_orphans()
 
 
-def test_kill_9_of_tuneship_takes_the_engine_with_it(start_server, tiny_model):
-    server, _ = start(start_server, tiny_model)
-    server.signal(signal.SIGKILL)
-    assert server.exit_code() == -signal.SIGKILL
-    server.assert_no_orphans(within_s=8)
-
-
 async def test_ctrl_c_while_serving(start_server, tiny_model):
     server, url = start(start_server, tiny_model)
     stream = LongRequest(url, stream=True)
