@@ -281,7 +281,7 @@ def _door(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:
     for streams in options.streams:
 
         def block(url: str, streams: int = streams) -> tuple[float, float]:
-            asked = _requests(f"door {next(_numbers)}", [server.model], max(streams, 128), 128, 128)
+            asked = _requests(f"door {next(_numbers)}", [server.model], 6 * streams, 128, 128, apart=True)
             result = _summary(url, asked, streams, options)
             return result["tokens_per_s"], result["ttft_ms"]
 
@@ -328,11 +328,23 @@ def _formats(server: Server, options: Options, work: Path) -> list[dict[str, Any
     return found
 
 
-def _requests(level: str, models: Sequence[str], count: int, tokens_in: int, tokens_out: int) -> list[Request]:
-    """Prompts that no cache knows, over `models` in turn."""
+def _requests(
+    level: str, models: Sequence[str], count: int, tokens_in: int, tokens_out: int, *, apart: bool = False
+) -> list[Request]:
+    """Prompts that no cache knows, over `models` in turn.
+
+    `apart`: answers of unequal length, the same ones each time; else streams that began together stay in step, and
+    what one waits for its first token is how the others' prompts happened to fall.
+    """
     prompts = source("fixed", input_tokens=tokens_in, output_tokens=tokens_out, salt=level)
+    lengths = np.random.default_rng(0).integers(tokens_out // 2, 3 * tokens_out // 2, count) if apart else None
     return [
-        Request(0.0, models[index % len(models)], prompts.make(level, index, tokens_in), tokens_out)
+        Request(
+            0.0,
+            models[index % len(models)],
+            prompts.make(level, index, tokens_in),
+            tokens_out if lengths is None else int(lengths[index]),
+        )
         for index in range(count)
     ]
 
