@@ -17,7 +17,8 @@ from tuneship.core import chat_templates, data_source
 from tuneship.core.data_source import Folder
 from tuneship.core.errors import DataError, RecipeError
 from tuneship.core.files import sha256_text, write_atomic
-from tuneship.core.recipe import BUNDLED_PREFIX, LM_EVAL_PREFIX, NAMED_WORKLOADS, Bench, BenchEval, Recipe
+from tuneship.core.recipe import BUNDLED_PREFIX, Recipe
+from tuneship.core.recipe_bench import LM_EVAL_PREFIX, NAMED_WORKLOADS, Bench, BenchEval
 
 _REQUIRED = "model.id and data.train are the two keys without a default"
 _TOML_WORDS = {"tuple": "list", "dictionary": "table"}

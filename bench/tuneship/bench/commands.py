@@ -19,7 +19,7 @@ from cyclopts.validators import Number
 from tuneship.bench.parameters import Count, NotNegative, Positive, Rate
 from tuneship.core.errors import DataError, TuneshipError
 from tuneship.core.progress import say
-from tuneship.core.recipe import LM_EVAL_PREFIX
+from tuneship.core.recipe_bench import LM_EVAL_PREFIX
 from tuneship.core.report import EvalResult, Knee, LoadResult, NllResult, Report, write_report
 
 if TYPE_CHECKING:

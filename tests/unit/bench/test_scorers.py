@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tuneship.bench.quality.tasks import SCORERS, find_scorer
-from tuneship.core import recipe
+from tuneship.core import recipe_bench
 from tuneship.core.errors import DataError
 
 CHOICES = {"choices": ["Paris", "Rome", "New York"]}
@@ -13,7 +13,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 
 
 def test_the_recipe_names_every_scorer() -> None:
-    assert set(SCORERS) == set(recipe.SCORERS)
+    assert set(SCORERS) == set(recipe_bench.SCORERS)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 from tuneship.bench.parameters import Alpha, Count, Positive
 from tuneship.core.errors import EndpointError, ExitCode, RegressionFound, TuneshipError
 from tuneship.core.progress import say
-from tuneship.core.recipe import LM_EVAL_PREFIX
+from tuneship.core.recipe_bench import LM_EVAL_PREFIX
 from tuneship.core.report import Comparison, Report, Testbed, read_report
 
 if TYPE_CHECKING:

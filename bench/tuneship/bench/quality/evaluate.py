@@ -28,7 +28,7 @@ from tuneship.bench.target import Target
 from tuneship.core.errors import DataError, EndpointError
 from tuneship.core.files import sha256_text, write_atomic
 from tuneship.core.progress import progress
-from tuneship.core.recipe import LM_EVAL_PREFIX
+from tuneship.core.recipe_bench import LM_EVAL_PREFIX
 from tuneship.core.report import EvalResult
 
 Role = Literal["base", "tuned", "other"]

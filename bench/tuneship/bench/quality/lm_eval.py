@@ -31,7 +31,7 @@ from tuneship.core.errors import DataError, TuneshipError
 from tuneship.core.files import write_atomic
 from tuneship.core.process import spawn, stop_tree
 from tuneship.core.progress import progress
-from tuneship.core.recipe import LM_EVAL_PREFIX
+from tuneship.core.recipe_bench import LM_EVAL_PREFIX
 from tuneship.core.report import EvalResult
 
 _CONCURRENCY = 8
