@@ -7,12 +7,13 @@ yet is refused by name rather than ignored. `load` is the way in (`recipe_file.p
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from tuneship.core.recipe_bench import Bench
 from tuneship.core.recipe_section import Count, Section, Share
+from tuneship.core.recipe_train import Train
 from tuneship.core.servable import PROJECTIONS, unserved_modules
 
 BUNDLED_PREFIX = "bundled:"
@@ -38,18 +39,24 @@ class Model(Section):
     id: Annotated[str, Field(min_length=1)]
     """Hub id, local path, or `bundled:smollm2-135m-instruct`."""
     revision: str = "main"
+    """Branch, tag or commit of a hub model; a commit is what can be repeated."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """While training. auto: bfloat16 where the hardware computes in it, else float16 on a GPU, float32 on a CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """What is not there falls back to sdpa, and that to eager, saying so."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model, while training and merging. The engine is not told to."""
 
 
 class Quantization(Section):
     """Of the frozen base, while training."""
 
     method: Literal["nf4", "fp4", "none"] = "nf4"
+    """nf4 and fp4: weights of 4 bits, for train.method = qlora; none: for lora and full."""
     double: bool = True
+    """Quantize the blocks' scales too: 0.4 bits a weight less."""
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """In which packed weights are multiplied; auto: as model.dtype."""
 
 
 class Data(Section):
@@ -60,6 +67,7 @@ class Data(Section):
     `hub:owner/name`; `:split` after the last two.
     """
     heldout: str = ""
+    """As `train`: rows that are never learnt, for parity, verify and the bench. Empty: none."""
     format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text"] = "auto"
     """auto: whichever of them a row has the columns of."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -67,8 +75,11 @@ class Data(Section):
     template: str = ""
     """A chat template for a model that has none: `alpaca`, `chatml`, `mistral`, a Jinja file, or Jinja itself."""
     max_length: Annotated[int, Field(ge=16)] = 1024
+    """Tokens of the longest row; a longer one cannot be used, and is never cut."""
     on_bad_row: Literal["fail", "skip"] = "fail"
+    """What becomes of a row that cannot be used: it ends the run, or is left out and counted."""
     loss: Literal["assistant", "completion", "all"] = "assistant"
+    """Which tokens are learnt: of all assistant turns, of the last one, or all."""
 
     @model_validator(mode="after")
     def _columns_are_of_the_format(self) -> Data:
@@ -84,121 +95,26 @@ class Lora(Section):
     """The adapter's shape."""
 
     rank: Count = 16
+    """Of the two factors of every adapted layer."""
     alpha: Annotated[float, Field(gt=0)] = 32
+    """The adapter's product is scaled by alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that are dropped while training."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank); the exported adapter says the same as plain LoRA's alpha."""
     dora: bool = False
     """Learn the magnitude of each output apart from its direction. Merged, not served as an adapter."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which layers get an adapter: ends of their names; all-linear: every projection, not the head."""
     rank_pattern: dict[str, Count] = Field(default_factory=dict)
     """{end of a layer's name, a regular expression: its rank}. The first that fits counts."""
     alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """{end of a layer's name, a regular expression: its alpha}, as `rank_pattern`."""
 
     @property
     def largest_rank(self) -> int:
         """What a server must have room for."""
         return max(self.rank, *self.rank_pattern.values()) if self.rank_pattern else self.rank
-
-
-class Train(Section):
-    """The optimisation."""
-
-    not_yet: ClassVar = {
-        "strategy": ("ddp", "fsdp2"),
-    }
-
-    method: Literal["qlora", "lora", "full"] = "qlora"
-    backend: Literal["trl", "unsloth"] = "trl"
-    """unsloth: on a CUDA device, in an environment of its own; no checkpoints, and no watch over the loss."""
-    effective_batch: Count = 16
-    micro_batch: Literal["auto"] | Count = "auto"
-    epochs: Annotated[float, Field(gt=0)] = 1.0
-    steps: Annotated[int, Field(ge=0)] = 0
-    """Optimiser steps; 0 means: as many as `epochs` takes."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    scheduler: Literal[
-        "cosine",
-        "linear",
-        "constant",
-        "constant_with_warmup",
-        "cosine_with_restarts",
-        "polynomial",
-        "inverse_sqrt",
-    ] = "cosine"
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
-    optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "paged_adamw", "adamw"] = "paged_adamw_8bit"
-    """Paged: its state moves to host memory when the GPU's runs out. Without 8bit: moments in 32 bits."""
-    max_grad_norm: Annotated[float, Field(gt=0)] = 0.3
-    group_by_length: bool = False
-    checkpointing: Literal["auto"] | bool = "auto"
-    kernels: Literal["auto", "peft", "fused"] = "auto"
-    """What LoRA layers compute with: PEFT's own code, or functions with fewer passes over memory; auto: those on a GPU.
-    DoRA, dropout and whatever else is not plain LoRA is PEFT's in any case."""
-    compile: bool = False
-    """`torch.compile` of each decoder layer, in place of Liger's kernels; takes a while at the start."""
-    packing: bool | Literal["bfd", "wrapped"] = False
-    """Several rows in one of data.max_length, whole and unseen by each other (true: bfd). Batches then count those."""
-    liger: Literal["auto"] | bool = "auto"
-    """Liger's kernels beside PEFT's code, on a GPU; auto: where they are installed."""
-    strategy: Literal["single", "ddp", "fsdp2"] = "single"
-    seed: int = 0
-    save_steps: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
-    """Steps between checkpoints while training; auto: ten minutes. 0: none but at SIGTERM."""
-    keep_checkpoints: Annotated[int, Field(ge=2)] = 2
-    """The last ones, until the adapter is there; the newest may be half-written when a kill comes."""
-    eval_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps between measurements of the held-out NLL, of which the best adapter is kept. 0: none."""
-    patience: Annotated[int, Field(ge=0)] = 0
-    """Measurements in a row without a better one that end training early. 0: it goes on to its last step."""
-    report_to: tuple[Literal["trackio", "tensorboard", "wandb"], ...] = ()
-    """Who is told every step's figures, beside metrics.jsonl. Each is a package of its own."""
-    spike: Annotated[float, Field(ge=0)] = 3.0
-    """Nats by which the loss may stand over its recent median; twice in a row ends the run. 0: never."""
-
-    @model_validator(mode="after")
-    def _micro_batch_divides_effective_batch(self) -> Train:
-        if self.micro_batch != "auto" and self.effective_batch % self.micro_batch:
-            raise ValueError(
-                f"micro_batch = {self.micro_batch} does not divide effective_batch = {self.effective_batch}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _rows_stay_whole(self) -> Train:
-        if self.packing == "wrapped":
-            raise ValueError("packing = 'wrapped' cuts rows and lets them see each other: packing = 'bfd' does neither")
-        if self.packs and self.group_by_length:
-            raise ValueError("group_by_length = true has nothing to group where packing fills all rows")
-        return self
-
-    @model_validator(mode="after")
-    def _compiler_can_read_it(self) -> Train:
-        if self.compile and self.liger is True:
-            raise ValueError("compile = true does not go with liger = true, whose kernels torch.compile cannot trace")
-        return self
-
-    @model_validator(mode="after")
-    def _unsloth_does_it(self) -> Train:
-        beyond = {
-            "packing": self.packs,
-            "eval_steps": self.eval_steps,
-            "report_to": self.report_to,
-            "group_by_length": self.group_by_length,
-            "compile": self.compile,
-            "kernels = 'fused'": self.kernels == "fused",
-            "optimizer = 'paged_adamw'": self.optimizer == "paged_adamw",
-            "save_steps": self.save_steps not in ("auto", 0),
-        }
-        named = [key for key, value in beyond.items() if value]
-        if self.backend == "unsloth" and named:
-            raise ValueError(f"backend = 'unsloth' does not go with {named[0]}")
-        return self
-
-    @property
-    def packs(self) -> bool:
-        """Whether rows are packed."""
-        return self.packing is not False
 
 
 class Merge(Section):
@@ -220,16 +136,22 @@ class Serve(Section):
     mode: Literal["merged", "adapters", "auto"] = "merged"
     """auto, before training: merged where 16-bit weights and a usable KV cache fit, else adapters on the NF4 base."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Of the served weights and activations; auto: bfloat16 where the hardware has it."""
     quantization: Literal["none", "nf4", "dequantized", "fp8", "w4a16"] = "none"
     """Of the served base. nf4: written once, and bit for bit what adapters are trained on; dequantized: the values of
     that in 16 bits, for their memory at their speed; fp8: SGLang's, on a GPU."""
     host: str = "127.0.0.1"
+    """Address of the door. Beyond loopback it needs an API key (`tuneship keys add`)."""
     port: Annotated[int, Field(ge=0, le=65535)] = 30000
     """0 takes a free one."""
     max_loras: Count = 8
+    """Adapters in one batch; more than that take turns."""
     max_rank: Count = 64
+    """Largest rank of an adapter."""
     context_length: Annotated[int, Field(ge=0)] = 0
+    """Longest prompt and answer together, in tokens; 0: the model's own."""
     memory_fraction: Literal["auto"] | Share = "auto"
+    """Share of GPU memory for weights and KV cache; auto: SGLang's choice."""
     verify: bool = True
     """Hold a version against what training measured before it answers anybody."""
     restarts: Annotated[int, Field(ge=0)] = 5
@@ -239,6 +161,7 @@ class Serve(Section):
     drain_s: Annotated[float, Field(ge=0)] = 30
     """What is in flight when the server is told to end may take so long."""
     extra_args: tuple[str, ...] = ()
+    """Handed to SGLang as they are; the last of a flag that is given twice counts."""
 
     @model_validator(mode="after")
     def _quantization_is_there_to_be_made(self) -> Serve:
@@ -256,6 +179,7 @@ class Recipe(Section):
     """The whole of it."""
 
     name: Name = "run"
+    """Of the run's folder (`runs/NAME`), and what clients call the model."""
     model: Model
     quantization: Quantization = Quantization()
     data: Data

@@ -13,9 +13,11 @@ class BenchSlo(Section):
     """Latency objectives in milliseconds; goodput is the share of requests sent that met all that are given."""
 
     ttft_ms: Annotated[float, Field(ge=0)] = 0
+    """From the send to the first token. 0: no objective."""
     tpot_ms: Annotated[float, Field(ge=0)] = 0
+    """Per token after the first, the mean of one answer. 0: no objective."""
     e2e_ms: Annotated[float, Field(ge=0)] = 0
-    """0: no objective."""
+    """From the send to the last token. 0: no objective."""
 
 
 class BenchLoad(Section):
@@ -24,16 +26,21 @@ class BenchLoad(Section):
     rates: Literal["sweep"] | tuple[Annotated[float, Field(gt=0)], ...] = (1, 4, 16)
     """Requests per second, or `sweep`: higher and higher until the knee is found."""
     arrivals: Literal["poisson", "constant"] = "poisson"
+    """Of `rates`: at random, as independent clients come, or evenly spaced."""
     trace: str = ""
     """A JSONL of recorded arrivals (`timestamp` in ms, and lengths or messages), replayed instead of `rates`."""
     concurrency: tuple[Count, ...] = ()
+    """Requests in flight; one level for each number. Empty: none."""
     duration_s: Annotated[float, Field(gt=0)] = 30
+    """Of each level."""
     warm_up_s: Annotated[float, Field(ge=0)] = 0
     """At the start of each level: sent, and counted in no figure."""
     workload: Annotated[str, Field(min_length=1)] = "fixed"
     """`fixed`, `shared-prefix`, `heldout` (data.heldout's prompts), or a JSONL of prompts or conversations."""
     input_tokens: Count = 128
+    """Words of a made-up prompt, most of them one token; the chat template comes on top."""
     output_tokens: Count = 64
+    """Of one answer."""
     prefix_tokens: Annotated[int, Field(ge=0)] = 0
     """Of `input_tokens`, shared by all prompts of a `shared-prefix` workload."""
     adapters: Literal["uniform", "zipf"] | dict[str, Annotated[float, Field(gt=0)]] = "uniform"
@@ -68,9 +75,11 @@ class BenchEval(Section):
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     """The scorer's own, such as {pattern = "..."}; a `schema` that is no JSON object is a path, as `data` is."""
     limit: Count = 200
+    """The first so many rows."""
     max_tokens: Annotated[int, Field(ge=0)] = 0
     """Of one answer. 0: 128; for lm-eval's tasks what they say themselves."""
     samples: Count = 1
+    """Answers to each row; its score is their mean."""
     temperature: Annotated[float, Field(ge=0)] = 0
     """Above 0 where `samples` is above 1, or all of them are the same. 0: greedy, or what lm-eval's task says."""
 
@@ -110,6 +119,7 @@ class BenchGate(Section):
     nll_margin: Annotated[float, Field(gt=0)] = 0.02
     """Nats per token of held-out text."""
     alpha: Share = 0.05
+    """Chance of a false alarm over all metrics together."""
 
 
 class Bench(Section):
