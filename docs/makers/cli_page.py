@@ -9,7 +9,7 @@ _HEAD = """\
 # The command line
 
 Made by `make reference` from what `--help` of each verb says; not written by hand. Verbs that read a recipe (`up`,
-`train`, `plan`, `data`, `bench train`) also take any key of it: `--lora.rank 8 --train.steps 20` ([the keys](recipe.md)).
+`train`, `plan`, `data`, `bench train`) also take any key of it: `--lora.rank 8 --train.steps 20` ([keys](recipe.md)).
 Data goes to stdout, everything else to stderr.
 
 | exit code | |
