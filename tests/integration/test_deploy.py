@@ -279,7 +279,7 @@ async def test_a_server_that_was_killed_comes_back_as_it_was(server, start, voic
     verb("unload", "gamma")
     before = verb("list")
     server.signal(signal.SIGKILL)
-    server.exit_code()
+    assert server.exit_code() == -signal.SIGKILL
     server.assert_no_orphans(within_s=8)
     again = start()
     assert verb("list") == before
