@@ -311,7 +311,7 @@ async def test_on_the_values_of_training_in_16_bits(
     flags = ("--quantization", "dequantized", "--adapters", str(tmp_path / "adapters"), "--dtype", "float32")
     url = start_server(str(in_16_bits), *flags).wait_ready()
     (base,) = (own_cache / "bases").glob("base-dequantized-*")
-    assert quantized.same_bits(adapter, base)
+    assert quantized.same_bits(adapter, base, "float32")
     reference = read_evidence(adapter / "evidence")
     healthy = await judged(url, NAME, reference, same_bits=True)
     assert healthy.passed, healthy.message

@@ -65,6 +65,9 @@ class QuantizationRecord(_Record):
     method: str
     double: bool
     compute_dtype: str
+    """What the weights were cast to when they were loaded, before they were packed."""
+    stored_dtype: str = ""
+    """What they are in the checkpoint, by its config; empty: unknown."""
 
 
 class LoraRecord(_Record):

@@ -42,6 +42,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def dtype(path: Path) -> str:
+    """Of the weights at `path`, such as `bfloat16`, by its `config.json`; empty where that says nothing."""
+    config = read_config(path)
+    return str(config.get("dtype") or config.get("torch_dtype") or "")
+
+
 def weights_sha256(path: Path) -> str:
     """Hex SHA-256 over the (name, size, sha256) of the weight files."""
     files = [file for pattern in _WEIGHTS for file in path.glob(pattern)]

@@ -18,7 +18,7 @@ from tuneship.serve import engine as engines
 from tuneship.serve import quantized, scratch
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.deploy import Books, Deployer, Engine, Verify
-from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure
+from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure, pick_dtype
 from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.preflight import Limits
 from tuneship.serve.preflight.apart import Checker
@@ -124,7 +124,7 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
         metrics = Metrics(live)
         books = Books(registry, store, routes, metrics, slots)
         checker = Checker(catalog.origin, Limits(serve.max_rank))
-        judge = _verifying(serve, catalog, Engine(supervisor, upstream), registry)
+        judge = _verifying(serve, catalog, Engine(supervisor, upstream), registry, pick_dtype(serve.dtype, machine))
         deployer = Deployer(books, Engine(supervisor, upstream), checker, judge)
         try:
             yield Parts(routes, metrics, upstream, supervisor, live, deployer, registry)
@@ -153,7 +153,7 @@ def _live(supervisor: Supervisor, routes: Routes, slots: Slots | None) -> Live:
     )
 
 
-def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry) -> Verify:
+def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry, dtype: str) -> Verify:
     """How a version is held against the evidence that it came with."""
     memory = Memory(lambda: engine.supervisor.engine)
 
@@ -164,7 +164,7 @@ def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registr
         others = {v.name: v.selector for v in registry.present() if v.state in SERVED and v.name != version.name}
         reference = await asyncio.to_thread(read_evidence, source / EVIDENCE)
         # What SGLang quantizes while it loads has other bits than lie on the disk.
-        same_bits = serve.quantization != "fp8" and quantized.same_bits(source, catalog.base.path)
+        same_bits = serve.quantization != "fp8" and quantized.same_bits(source, catalog.base.path, dtype)
         verdict = await verify(scorer, version.selector, reference, others=others, same_bits=same_bits, memory=memory)
         return _judged(version.name, verdict)
 

@@ -86,7 +86,7 @@ def configure(
         model_path=catalog.model_path,
         served_name=catalog.base.name,
         port=port,
-        dtype=_dtype(serve.dtype, hardware),
+        dtype=pick_dtype(serve.dtype, hardware),
         cpu=not hardware.gpus,
         context_length=serve.context_length,
         memory_fraction=None if serve.memory_fraction == "auto" else serve.memory_fraction,
@@ -96,6 +96,14 @@ def configure(
         tool_parser=tools.parser(checkpoint.chat_template(catalog.model_path)),
         extra_args=serve.extra_args,
     )
+
+
+def pick_dtype(wanted: str, hardware: Hardware) -> str:
+    """What an engine computes in, and casts 16- and 32-bit weights to; `auto` is bf16 unless a GPU has none."""
+    if wanted != "auto":
+        return wanted
+    old = any(gpu.capability < BF16_CAPABILITY for gpu in hardware.gpus)
+    return "float16" if old else "bfloat16"
 
 
 def flags(config: EngineConfig) -> list[str]:
@@ -138,13 +146,6 @@ def environment(config: EngineConfig, ours: Mapping[str, str], counters: Path) -
         # Its workers are forked only while there are no other threads (sglang_plugin/forked_workers.py).
         added["OPENBLAS_NUM_THREADS"] = "1"
     return added
-
-
-def _dtype(wanted: str, hardware: Hardware) -> str:
-    if wanted != "auto":
-        return wanted
-    old = any(gpu.capability < BF16_CAPABILITY for gpu in hardware.gpus)
-    return "float16" if old else "bfloat16"
 
 
 def _cpu_flags() -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
     model = with_quantization("org/base", Serve(quantization="nf4"))  # its NF4 base's folder, built if need be
     weights(Path(model))  # QuantizationRecord(method="nf4", double=True, ...)
-    same_bits(adapter, Path(model))  # the adapter was trained on these values
+    same_bits(adapter, Path(model), "bfloat16")  # the adapter was trained on these values
 
 The rule of docs/decisions/0009-an-nf4-base-is-an-artifact.md: an adapter fits every base made of the weights that it
 was trained on, and `remarks` says so when their bits are not those that it was trained on. Where NF4's values lie in 16
@@ -110,19 +110,24 @@ def values(base: Path) -> QuantizationRecord:
     return ours.quantization if ours else weights(base)
 
 
-def same_bits(adapter: Path, base: Path) -> bool:
-    """Whether it is known that `adapter` was trained on the values that `base` holds."""
+def same_bits(adapter: Path, base: Path, dtype: str) -> bool:
+    """Whether it is known that `adapter` was trained on the values that `base` has when it is served in `dtype`."""
     if not artifact.is_artifact(adapter):
         return False
-    return _bits(artifact.read_manifest(adapter).quantization) == _bits(values(base))
+    trained, held = artifact.read_manifest(adapter).quantization, values(base)
+    cast_to = dtype if held.method == "none" else held.compute_dtype
+    exact = all(_holds(cast, trained.stored_dtype) for cast in (trained.compute_dtype, cast_to))
+    return _bits(trained) == _bits(held) and (exact or trained.compute_dtype == cast_to)
 
 
 def remarks(adapter: Path, base: Path) -> list[str]:
     """What to say when `adapter` was trained on other bits of the same weights than `base` holds."""
-    if not artifact.is_artifact(adapter) or same_bits(adapter, base):
+    if not artifact.is_artifact(adapter):
         return []  # what comes from elsewhere was trained on nobody knows what
     manifest, served = artifact.read_manifest(adapter), values(base)
     trained = manifest.quantization
+    if _bits(trained) == _bits(served):
+        return []
     fix = ""
     if trained.method == "nf4" and served.method == "none":
         fix = " (--quantization nf4 serves that, and dequantized the same in 16 bits)"
@@ -180,6 +185,11 @@ def tensor_parallel(extra_args: Sequence[str]) -> str:
         if name.startswith(_TENSOR_PARALLEL):
             size = value if given else following
     return size
+
+
+def _holds(dtype: str, stored: str) -> bool:
+    """Whether every number of `stored` is one of `dtype`."""
+    return bool(stored) and dtype in (stored, "float32")
 
 
 def _bits(record: QuantizationRecord) -> str:

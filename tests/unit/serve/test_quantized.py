@@ -71,8 +71,11 @@ def other_weights(folder: Path) -> Path:
     return folder
 
 
-def trained(sealed: Artifact, method: str, *, double: bool) -> Path:
-    return changed(sealed, quantization=QuantizationRecord(method=method, double=double, compute_dtype="float32"))
+def trained(
+    sealed: Artifact, method: str, *, double: bool, loaded_in: str = "float32", stored: str = "bfloat16"
+) -> Path:
+    record = QuantizationRecord(method=method, double=double, compute_dtype=loaded_in, stored_dtype=stored)
+    return changed(sealed, quantization=record)
 
 
 def test_the_nf4_base_of_a_model_is_found_by_what_it_was_made_of(base: Path, nf4: Artifact, tmp_path: Path):
@@ -149,10 +152,35 @@ def test_bits_are_the_same_where_the_values_are(
 ):
     adapter = trained(seal_adapter("sql"), method, double=double)
     for served in (nf4, dequantized):
-        assert quantized.same_bits(adapter, served.path) is same
+        assert quantized.same_bits(adapter, served.path, "bfloat16") is same
         assert bool(quantized.remarks(adapter, served.path)) is not same
-    assert quantized.same_bits(adapter, base) is (method == "none")
-    assert not quantized.same_bits(base, base), "nobody knows what an adapter from elsewhere was trained on"
+    assert quantized.same_bits(adapter, base, "bfloat16") is (method == "none")
+    assert not quantized.same_bits(base, base, "bfloat16"), "nobody knows what an adapter from elsewhere was trained on"
+
+
+@pytest.mark.parametrize(
+    ("stored", "loaded_in", "same"),
+    [
+        ("bfloat16", "bfloat16", True),
+        ("bfloat16", "float32", True),
+        ("bfloat16", "float16", False),  # the T4: its range is smaller
+        ("float32", "float32", False),  # a base is packed of what is left of it in bfloat16
+        ("float32", "bfloat16", True),
+        ("", "float32", False),
+    ],
+)
+def test_values_are_the_same_where_no_cast_has_changed_them(
+    nf4: Artifact, seal_adapter, stored: str, loaded_in: str, same: bool
+):
+    adapter = trained(seal_adapter("sql"), "nf4", double=True, loaded_in=loaded_in, stored=stored)
+    assert quantized.same_bits(adapter, nf4.path, "bfloat16") is same
+    assert quantized.remarks(adapter, nf4.path) == [], "nothing that a user could do about it"
+
+
+def test_values_of_16_bits_served_in_others_are_other_values(base: Path, seal_adapter):
+    adapter = trained(seal_adapter("sql"), "none", double=False, loaded_in="bfloat16")
+    found = {dtype: quantized.same_bits(adapter, base, dtype) for dtype in ("bfloat16", "float32", "float16")}
+    assert found == {"bfloat16": True, "float32": True, "float16": False}
 
 
 def test_a_dequantized_base_is_nothing_else(base: Path, dequantized: Artifact, seal_adapter):

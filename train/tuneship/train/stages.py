@@ -199,6 +199,7 @@ def _manifest(
             method=quantization.method,
             double=quantization.double,
             compute_dtype=dtype,
+            stored_dtype=checkpoint.dtype(prepared.source.path),
         ),
         lora=artifacts.LoraRecord(
             rank=config["r"],
