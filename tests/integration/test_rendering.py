@@ -43,7 +43,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def url(start_module_server, tiny_model, tmp_path_factory):
-    model = tmp_path_factory.mktemp("everything") / "model"
+    model = tmp_path_factory.mktemp("everything") / "vicuna"  # by that word SGLang alone takes a template of its own
     shutil.copytree(tiny_model, model)
     (model / "chat_template.jinja").write_text(EVERYTHING)
     return start_module_server(str(model), "--dtype", "float32").wait_ready()

@@ -144,8 +144,16 @@ def test_the_general_plugin_hooks_what_every_device_needs(in_ours):
     assert in_ours["hooks"] == [
         "sglang.srt.lora.lora.LoRAAdapter.initialize_weights",
         *(f"{manager}.{name}" for name in hooked),
+        "sglang.srt.parser.template_manager.TemplateManager.guess_chat_template_from_model_path",
         "sglang.srt.utils.hf_transformers.tokenizer.get_tokenizer",
     ]
+
+
+def test_gap_a_folders_name_decides_over_a_models_own_template():
+    """Fails when SGLang looks at the checkpoint first: then drop `own_template.py`."""
+    source = sglang_source("parser/template_manager.py")
+    loading = source.split("def load_chat_template", 1)[1].split("\n    def ", 1)[0]
+    assert 0 < loading.index("guess_chat_template_from_model_path") < loading.index("_resolve_hf_chat_template")
 
 
 def test_gap_a_tokenizer_without_a_length_breaks_the_answer():

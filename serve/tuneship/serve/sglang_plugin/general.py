@@ -19,8 +19,9 @@ def activate() -> None:
         adapter_load_format,
         adapters_in_use,
         memory_kept,
+        own_template,
         tokenizer_length,
     )
 
-    for module in (adapter_load_format, adapters_in_use, memory_kept, tokenizer_length):
+    for module in (adapter_load_format, adapters_in_use, memory_kept, own_template, tokenizer_length):
         module.install()
