@@ -86,6 +86,27 @@ def train(
     return fit.fit(model or loaded, tokenizer, rows(), given, cut, attempt, identity, resume, heldout)
 
 
+def without_dropout(given: Recipe) -> Recipe:
+    """The same otherwise: two ways to cut a step draw other numbers."""
+    return given.model_copy(update={"lora": given.lora.model_copy(update={"dropout": 0.0})})
+
+
+def first_step(trainer: Trainer) -> tuple[float, torch.Tensor]:
+    """Loss and gradient of the first step, before clipping and update."""
+    catch = _Catch()
+    trainer.add_callback(catch)
+    trainer.train()
+    return trainer.state.log_history[0]["loss"], catch.gradient
+
+
+class _Catch(TrainerCallback):
+    gradient: torch.Tensor
+
+    def on_pre_optimizer_step(self, _args: Any, _state: Any, control: Any, model: Any, **_: Any) -> None:
+        self.gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).clone()
+        control.should_training_stop = True
+
+
 class KillMidStep(TrainerCallback):
     """After a step's backward, before its update."""
 

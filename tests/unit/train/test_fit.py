@@ -24,22 +24,10 @@ def metrics(attempt: Path) -> list[dict]:
 
 def gradient(path: Path, attempt: Path, micro_batch: int, **keys) -> tuple[float, torch.Tensor]:
     """Loss and gradient of the first step, before clipping and update."""
-    from transformers import TrainerCallback
-
-    given = fitting.recipe(path, max_grad_norm=1e9, **keys)
-    given = given.model_copy(update={"lora": given.lora.model_copy(update={"dropout": 0.0})})
+    given = fitting.without_dropout(fitting.recipe(path, max_grad_norm=1e9, **keys))
     model, tokenizer = fitting.load(path)
     trainer = fit.build(model, tokenizer, fitting.rows(), given, fitting.plan(given, micro_batch), attempt)
-    found = []
-
-    class Catch(TrainerCallback):
-        def on_pre_optimizer_step(self, _args, _state, control, model, **_):
-            found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).clone())
-            control.should_training_stop = True
-
-    trainer.add_callback(Catch())
-    trainer.train()
-    return trainer.state.log_history[0]["loss"], found[0]
+    return fitting.first_step(trainer)
 
 
 @pytest.fixture(scope="module")

@@ -36,25 +36,13 @@ def test_every_row_is_in_one_pack_whole(lengths):
 
 
 def gradient(path, attempt, rows, effective, **keys):
-    from transformers import TrainerCallback
-
-    given = fitting.recipe(path, max_grad_norm=1e9, effective_batch=effective, **keys)
-    given = given.model_copy(update={"lora": given.lora.model_copy(update={"dropout": 0.0})})
+    given = fitting.without_dropout(fitting.recipe(path, max_grad_norm=1e9, effective_batch=effective, **keys))
     model, tokenizer = fitting.load(path)
     cut = fitting.plan(given, effective, len(rows))
     trainer = fit.build(
         model, tokenizer, rows, given, cut, attempt, **({"at_most": 1} if keys.get("packing") == "bfd" else {})
     )
-    found = []
-
-    class Catch(TrainerCallback):
-        def on_pre_optimizer_step(self, _args, _state, control, model, **_):
-            found.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]).clone())
-            control.should_training_stop = True
-
-    trainer.add_callback(Catch())
-    trainer.train()
-    return trainer.state.log_history[0]["loss"], found[0]
+    return fitting.first_step(trainer)
 
 
 # true: a whole batch of packs at once; "bfd" here: cut into single rows again, as when memory runs out.
