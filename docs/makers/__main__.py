@@ -11,11 +11,13 @@ from pathlib import Path
 
 import cli_page
 import recipe_page
+import troubleshooting_page
 
 DOCS = Path(__file__).parents[1]
 PAGES = {
     "reference/recipe.md": recipe_page.page,
     "reference/cli.md": cli_page.page,
+    "troubleshooting.md": troubleshooting_page.page,
 }
 
 

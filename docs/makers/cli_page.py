@@ -17,7 +17,7 @@ Data goes to stdout, everything else to stderr.
 """
 _CODES = {
     ExitCode.OK: "done",
-    ExitCode.FAILED: "it failed; `error:` says what, `hint:` what to do",
+    ExitCode.FAILED: "it failed; `error:` says what, `hint:` what to do ([every message](../troubleshooting.md))",
     ExitCode.USAGE: "the command or the recipe makes no sense",
     ExitCode.CANNOT_TELL: "`bench compare` cannot tell whether the candidate is worse",
     ExitCode.RESUMABLE: "training was told to stop and can go on: `--resume`",
