@@ -89,14 +89,6 @@ class Server:
 StartServer = Callable[..., Server]
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where two processes share the work (`-n 2 --dist loadgroup`), what shares a server or a run stays in one."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            shares = "adapter_server" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("adapter_server" if shares else item.path.stem))
-
-
 @pytest.fixture
 def start_server(tmp_path: Path):
     """Factory (arguments..., threads=1) -> a `Server` that is starting; all are ended with the test."""
