@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import cli_page
+import hardware_page
 import recipe_page
 import troubleshooting_page
 
@@ -17,6 +18,7 @@ DOCS = Path(__file__).parents[1]
 PAGES = {
     "reference/recipe.md": recipe_page.page,
     "reference/cli.md": cli_page.page,
+    "hardware.md": hardware_page.page,
     "troubleshooting.md": troubleshooting_page.page,
 }
 

@@ -77,7 +77,7 @@ AREAS = (
     Area(
         "What `verify` says",
         "Of an adapter when it is loaded, of a merged model when it starts, and of `tuneship verify`. What failed "
-        "gets no request; `cannot tell` is no fault ([how it is measured](decisions/0011-verify-and-its-noise-floor.md)).",
+        "gets no request; `cannot tell` is no fault ([how it is measured](how-it-works.md)).",
         (f"{_SERVE}verify/",),
     ),
     Area(

@@ -76,6 +76,6 @@ def test_the_error_that_the_page_begins_with_is_real(tmp_path: Path):
     assert said == re.findall(r"^    ((?:error|hint): .*)$", page, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["reference/recipe.md", "reference/cli.md", "troubleshooting.md"])
+@pytest.mark.parametrize("page", ["reference/recipe.md", "reference/cli.md", "troubleshooting.md", "hardware.md"])
 def test_a_made_page_names_how_it_is_made(page: str):
     assert "make reference" in (ROOT / "docs" / page).read_text(encoding="utf-8")
