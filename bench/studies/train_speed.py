@@ -1,6 +1,6 @@
-"""Where a QLoRA step's time goes on a GPU: variants of the training path beside Unsloth, on one card in one run.
+"""Where a QLoRA step's time goes on a GPU: variants of the training path on one card in one run.
 
-    PYTHONPATH=SITE python3 bench/studies/train_speed.py --out FILE [--unsloth SITE-unsloth:SITE]
+    PYTHONPATH=SITE python3 bench/studies/train_speed.py --out FILE
     python bench/studies/train_speed.py --device cpu --tiny --out FILE      # does every variant run at all?
 
 Qwen2.5-1.5B's shape with random weights, NF4, rank 16 on all seven linears, dropout 0, 1,024 tokens a row without
@@ -115,8 +115,6 @@ GROUPS: dict[str, tuple[int, list[Variant]]] = {
         ],
     ),
 }
-UNSLOTH_MICROS = (64, 16)
-UNSLOTH_LIMIT_S = 100
 
 
 def main() -> None:
@@ -129,14 +127,10 @@ def main() -> None:
     base = [sys.executable, __file__, "--base", str(folder / "base"), "--out", args.out, "--device", args.device]
     base += ["--tiny"] * args.tiny + (["--only", args.only] if args.only else [])
     began = time.perf_counter()
-    _child([*base, "--group", "write"], 90, None)
+    _child([*base, "--group", "write"], 90)
     wanted = args.groups.split(",")
     for group in wanted:
-        if group == "unsloth":
-            if args.unsloth:
-                _child([*base, "--group", "unsloth"], UNSLOTH_LIMIT_S, args.unsloth)
-        else:
-            _child([*base, "--group", group], GROUPS[group][0] if not args.tiny else 600, None)
+        _child([*base, "--group", group], GROUPS[group][0] if not args.tiny else 600)
         print(f"# {group}: {time.perf_counter() - began:.0f} s since the start", flush=True)
 
 
@@ -145,20 +139,16 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--out", required=True, help="JSON lines are appended here")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="a shape for a dry run")
-    parser.add_argument("--groups", default="target,unsloth,fused,compiled,plain", help="which, in this order")
+    parser.add_argument("--groups", default="target,fused,compiled,plain", help="which, in this order")
     parser.add_argument("--only", default="", help="names of variants, by comma")
-    parser.add_argument("--unsloth", default="", help="PYTHONPATH of Unsloth's environment")
     parser.add_argument("--group", default="", help=argparse.SUPPRESS)
     parser.add_argument("--base", default="", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _child(command: list[str], limit_s: float, path: str | None) -> None:
+def _child(command: list[str], limit_s: float) -> None:
     environment = dict(os.environ, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_DISABLED="true")
     environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-    if path is not None:
-        environment["PYTHONPATH"] = path
-        environment.pop("PYTORCH_CUDA_ALLOC_CONF")  # Unsloth has its own
     try:
         code = subprocess.run(command, env=environment, timeout=limit_s, check=False).returncode
         if code:
@@ -171,9 +161,6 @@ def _run_group(args: argparse.Namespace) -> None:
     size = TINY if args.tiny else Size()
     if args.group == "write":
         _write_base(Path(args.base), size, args.device)
-    elif args.group == "unsloth":
-        for micro in UNSLOTH_MICROS:
-            _report(args.out, _unsloth(Path(args.base), size, micro))
     else:
         _variants(args, size)
 
@@ -385,77 +372,6 @@ def _record(name: str, timer: Any, size: Size, micro: int, memory: tuple[int, in
         "micro_batch": micro,
         "accumulation": size.rows // micro,
     }
-
-
-def _unsloth(path: Path, size: Size, micro: int) -> dict[str, Any]:
-    """The same step through Unsloth's own model and the trainer that its documentation uses."""
-    name = f"unsloth-{micro}x{size.rows // micro}"
-    try:
-        return _unsloth_run(path, size, micro, name)
-    except Exception as error:  # noqa: BLE001 - recorded: the rest is worth having without it
-        import traceback  # noqa: PLC0415
-
-        traceback.print_exc()
-        return {"name": name, "error": f"{type(error).__name__}: {str(error)[:400]}"}
-
-
-def _unsloth_run(path: Path, size: Size, micro: int, name: str) -> dict[str, Any]:
-    os.environ["UNSLOTH_DISABLE_STATISTICS"] = "1"
-    # Before everything that it patches:
-    from unsloth import FastLanguageModel, __version__  # type: ignore[import-not-found]  # noqa: PLC0415, I001
-    import datasets  # noqa: PLC0415
-    import torch  # noqa: PLC0415
-    from step_timer import StepTimer  # noqa: PLC0415
-    from transformers import Trainer, TrainingArguments, default_data_collator  # noqa: PLC0415
-
-    model, _ = FastLanguageModel.from_pretrained(
-        str(path), max_seq_length=size.length, dtype=torch.bfloat16, load_in_4bit=True, fix_tokenizer=False
-    )
-    model = FastLanguageModel.get_peft_model(
-        model,
-        r=RANK,
-        lora_alpha=2 * RANK,
-        lora_dropout=0,
-        bias="none",
-        target_modules=TARGETS,
-        use_gradient_checkpointing="unsloth",
-        random_state=0,
-    )
-    timer = StepTimer()
-    arguments = TrainingArguments(
-        output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=size.rows // micro,
-        max_steps=4,
-        learning_rate=2e-4,
-        lr_scheduler_type="constant",
-        optim="paged_adamw_8bit",
-        max_grad_norm=0.3,
-        bf16=True,
-        seed=0,
-        data_seed=0,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    rows = [row | {"attention_mask": [1] * size.length} for row in _rows(size)]
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=datasets.Dataset.from_list(rows),
-        data_collator=default_data_collator,
-        callbacks=[timer],
-    )
-    _quiet(trainer)
-    torch.cuda.reset_peak_memory_stats()
-    trainer.train()
-    memory = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
-    dtypes = sorted({str(p.dtype) for p in model.parameters() if p.requires_grad})
-    del trainer, model
-    gc.collect()
-    torch.cuda.empty_cache()
-    return _record(name, timer, size, micro, memory) | {"unsloth": __version__, "adapters": dtypes}
 
 
 if __name__ == "__main__":

@@ -241,10 +241,11 @@ class Deployer:
         try:
             flushed = asyncio.to_thread(self._store.flush, kept)
             _, (remarks, verified) = await _together(flushed, self._judged(version, checked, source))
+            remarks = (*remarks, *quantized.remarks(source, self._routes.base.path))
         except BaseException as error:
             await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
             raise
-        for remark in (*remarks, *quantized.remarks(source, self._routes.base.path)):
+        for remark in remarks:
             say(f"warning: {remark}")
         return self._arrived(version, verified, weight, actor)
 
