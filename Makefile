@@ -19,7 +19,7 @@ UNIT_WORKERS ?= 2
 QUIET := $(shell test -t 2 || echo --quiet)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 
-.PHONY: help setup quickstart test test-unit test-integration test-slow test-gpu test-latest lint reference lock clean
+.PHONY: help setup quickstart test test-unit test-integration test-slow test-gpu test-latest lint reference licences lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -69,6 +69,9 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 
 reference: $(STAMP) ## write the pages of docs/ that are made from the code
 	$(BIN)/python docs/makers
+
+licences: $(STAMP) ## write docs/licences.md from what is installed
+	$(BIN)/python docs/makers --licences
 
 lock: $(UV) ## resolve requirements.lock again (UPGRADE=--upgrade takes newer versions), and the images' locks from it
 	$(COMPILE) pyproject.toml --all-extras --group dev $(UPGRADE) -o requirements.lock

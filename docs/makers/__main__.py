@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cli_page
 import hardware_page
+import licences_page
 import recipe_page
 import troubleshooting_page
 
@@ -26,6 +27,9 @@ PAGES = {
 def main() -> None:
     """Write all pages, or compare them with what is there."""
     check = "--check" in sys.argv[1:]
+    if "--licences" in sys.argv[1:]:
+        (DOCS / "licences.md").write_text(licences_page.page(), encoding="utf-8")
+        return
     stale = []
     for name, page in PAGES.items():
         file, text = DOCS / name, page()

@@ -76,6 +76,14 @@ def test_the_error_that_the_page_begins_with_is_real(tmp_path: Path):
     assert said == re.findall(r"^    ((?:error|hint): .*)$", page, re.MULTILINE)
 
 
+def test_every_package_of_the_lock_is_on_the_page_of_licences():
+    """`make licences` writes it again."""
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    page = (ROOT / "docs/licences.md").read_text(encoding="utf-8")
+    locked = set(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", lock, re.MULTILINE))
+    assert set(re.findall(r"^\| (\S+) \| (\d\S*) \| ", page, re.MULTILINE)) == locked
+
+
 @pytest.mark.parametrize("page", ["reference/recipe.md", "reference/cli.md", "troubleshooting.md", "hardware.md"])
 def test_a_made_page_names_how_it_is_made(page: str):
     assert "make reference" in (ROOT / "docs" / page).read_text(encoding="utf-8")
