@@ -160,6 +160,26 @@ async def test_a_stream_is_what_the_engine_sends(url):
         assert chunk["model"] == "gamma"
 
 
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions"])
+async def test_a_stream_that_says_no_usage_is_counted_by_its_events_with_text(url, path):
+    body = {"model": "gamma", "max_tokens": 32, "temperature": 0, "ignore_eos": True, "stream": True}
+    body |= {"messages": [{"role": "user", "content": "hello"}]} if path == CHAT else {"prompt": "hello"}
+    async with aiohttp.ClientSession(url) as session:
+        before = await _chunks(session)
+        async with session.post(path, json=body) as response:
+            events = (await response.read()).split(b"\n\n")[:-2]
+        counted = await _chunks(session) - before
+    choices = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
+    texts = [choice["delta"].get("content") if path == CHAT else choice["text"] for choice in choices]
+    print(f"{counted:.0f} events, {sum(map(bool, texts))} of them with text, for 32 tokens")
+    assert sum(map(bool, texts)) <= counted <= 32
+
+
+async def _chunks(session: aiohttp.ClientSession) -> float:
+    page = await (await session.get("/metrics")).text()
+    return sum(float(line.split()[-1]) for line in page.splitlines() if line.startswith("tuneship_chunks_total{"))
+
+
 async def test_what_the_engine_counted_is_what_was_asked(server, url, tiny_model, marker_adapters):
     asked = [Request(0.0, name, [{"role": "user", "content": f"a secret {n}"}], 8) for n in range(3) for name in MIX]
     before = engine_metrics.scrape(url)
