@@ -159,10 +159,9 @@ def test_rows_with_tools_are_asked_with_them(tiny_model, tmp_path):
         for number in range(8)
     ]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    data = 'train = "rows.parquet"\nheldout = "rows.parquet"'
-    run, said = up(tmp_path, model=model, data=data, mode="adapters")
-    (adapter,) = run.artifacts.glob("adapter-*")
-    kept = list(read_reference(adapter / artifact.EVIDENCE))
+    run, said = up(tmp_path, model=model, data='train = "rows.parquet"\nheldout = "rows.parquet"')
+    (merged,) = run.artifacts.glob("merged-*")
+    kept = list(read_reference(merged / artifact.EVIDENCE))
     assert all(row.tools and row.tools[0]["function"]["name"] == "weather" for row in kept)
     assert_proven(said)
 

@@ -289,12 +289,12 @@ def test_a_signal_while_training_leaves_a_checkpoint_and_nothing_else(project, s
     assert not list(run.path.rglob("checkpoint-*")), "what has been sealed needs no checkpoints"
 
 
-def test_ctrl_c_while_merging_leaves_nothing_behind(merged, project, tmp_path):
+def test_ctrl_c_while_merging_again_leaves_nothing_behind(merged, project, tmp_path):
+    """`--from` runs a stage again although nothing changed."""
     copy = RunDir(tmp_path / "run")
     subprocess.run(["cp", "-r", merged.path, copy.path], check=True)
     before = set(copy.artifacts.iterdir())
-    changed = ("--merge.max_nll_increase", "0.4")
-    args = command("up", "tiny.toml", "--until", "merge", "--run", copy.path, *changed)
+    args = command("up", "tiny.toml", "--from", "merge", "--until", "merge", "--run", copy.path)
     process = subprocess.Popen(args, cwd=project, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(copy.artifacts.glob(".draft-*")):
@@ -304,6 +304,7 @@ def test_ctrl_c_while_merging_leaves_nothing_behind(merged, project, tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
+    assert "train: unchanged" in stderr
     assert set(copy.artifacts.iterdir()) == before
     assert "Traceback" not in stderr
 

@@ -181,20 +181,6 @@ def test_a_gate_without_its_baseline_is_refused_before_anything_runs(served):
     assert "train: unchanged" not in refused.stderr
 
 
-def test_from_runs_a_stage_again_although_nothing_changed(served):
-    run, process, _ = served
-    process.wait(timeout=60)
-    before = run.state().stages
-    again = subprocess.run(
-        [sys.executable, "-m", "tuneship", "up", "adder.toml", "--from", "merge", "--until", "merge"],
-        cwd=run.path.parents[1], capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stderr
-    assert "train: unchanged" in again.stderr
-    assert run.state().stages["train"] == before["train"]
-    assert run.state().stages["merge"].attempt == before["merge"].attempt + 1
-
-
 def test_ctrl_c_while_measuring_ends_everything_and_keeps_the_report(served):
     run, process, log = served
     process.wait(timeout=60)
