@@ -15,6 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.setup-done
 LATEST := .venv-latest
 UNIT_WORKERS ?= 2
+INTEGRATION_WORKERS ?= 2
 # uv draws progress bars on a terminal; elsewhere its list of 280 packages is noise.
 QUIET := $(shell test -t 2 || echo --quiet)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
@@ -41,8 +42,8 @@ test-unit: $(STAMP)
 	$(BIN)/python -m pytest tests/unit -m timing
 
 test-integration: $(STAMP)
-	@echo "== integration tests: a real model and a real SGLang, one after the other"
-	$(BIN)/python -m pytest tests/integration -m "not slow"
+	@echo "== integration tests: a real model and a real SGLang; the tests of a file share a server"
+	$(BIN)/python -m pytest tests/integration -n $(INTEGRATION_WORKERS) --dist loadfile -m "not slow"
 
 test-slow: $(STAMP) ## what takes minutes for one figure: real adapters on the bundled model, held against PEFT
 	$(BIN)/python -m pytest tests/unit tests/integration -m slow -s
