@@ -7,7 +7,7 @@ CUDA base, a GPU, BuildKit, Docker's own engine. It needs root, Debian, a packag
     apt-get install podman crun debootstrap netavark iptables catatonit prometheus
     .venv/bin/python bench/studies/images.py --work /var/tmp/images --out bench/baselines/images-stand-in.json
 
-Steps that are named (`base build-train train build-serve serve`) are done again, the others' figures are kept.
+Steps that are named (`base build-train train build-serve serve compose`) are done again, the others' figures are kept.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import stand_in_engine
-from images_served import serve
+from images_served import compose, serve
 
 from tuneship.cli.containers import engine
 from tuneship.cli.containers.plan import Wishes, plan_run
@@ -34,7 +34,7 @@ from tuneship.core.artifact import open_artifact
 ROOT = Path(__file__).parents[2]
 SOMEBODY = 4242
 """Who is in no image's passwd file."""
-STEPS = ("base", "build-train", "train", "build-serve", "serve")
+STEPS = ("base", "build-train", "train", "build-serve", "serve", "compose")
 
 
 def main() -> None:
@@ -69,11 +69,14 @@ def _do(step: str, work: Path) -> dict[str, Any]:
     if step in {"build-train", "build-serve"}:
         return _build("train" if step == "build-train" else "serve")
     home = _at_home(work)
-    return _train(home) if step == "train" else serve(home, SOMEBODY)
+    if step == "train":
+        return _train(home)
+    return serve(home, SOMEBODY) if step == "serve" else compose(home)
 
 
 def _build(role: Role) -> dict[str, Any]:
     wanted = Build(role, ROOT, f"tuneship-{role}", stand_in_engine.BASE)
+    stand_in_engine.forget(wanted.tag)
     begun = time.monotonic()
     engine.build(wanted)
     seconds = time.monotonic() - begun
@@ -82,7 +85,7 @@ def _build(role: Role) -> dict[str, Any]:
         "build_s": round(seconds, 1),
         "image_bytes": config["Size"],
         "user": config["Config"]["User"],
-        "healthcheck": config["Config"]["Healthcheck"]["Test"],
+        "healthcheck": stand_in_engine.healthcheck(wanted.tag),
         "inside": _look_inside(wanted.tag),
     }
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import stand_in_engine
 
 from tuneship.bench.quality.tasks import find_scorer
 from tuneship.cli.containers import engine
@@ -26,7 +27,7 @@ PORT, PROMETHEUS_PORT = 31755, 31756
 URL = f"http://127.0.0.1:{PORT}"
 _READY_S, _SCRAPED_S = 600.0, 40.0
 _ROWS = 16
-_CONFIGURATION = Path(__file__).parents[2] / "docker" / "prometheus.yml"
+_DOCKER = Path(__file__).parents[2] / "docker"
 
 
 def serve(home: Path, user: int) -> dict[str, Any]:
@@ -43,6 +44,33 @@ def serve(home: Path, user: int) -> dict[str, Any]:
     found["stop_s"] = round(time.monotonic() - found.pop("told_to_end"), 1)
     with closing(engine.sdk().from_env()) as client:
         return found | {"containers_left": len(client.containers.list(all=True))}
+
+
+def compose(home: Path) -> dict[str, Any]:
+    """The same model by `docker/compose.yaml` with its CPU override; without Prometheus, whose image is not here."""
+    client = shutil.which("docker-compose")
+    if client is None:
+        return {"run": "no docker-compose here"}
+    artifacts = home / "runs" / "invoice-json" / "artifacts"
+    (merged,) = artifacts.glob("merged-*")
+    key = secrets.token_urlsafe(24)
+    settings = {"TUNESHIP_API_KEY": key, "TUNESHIP_ARTIFACTS": str(artifacts), "TUNESHIP_MODEL": merged.name}
+    files = [word for name in ("compose.yaml", "compose.cpu.yaml") for word in ("--file", str(_DOCKER / name))]
+    environment = {**os.environ, **settings, "TUNESHIP_PORT": str(PORT)}
+
+    def asked(*words: str) -> str:
+        done = subprocess.run([client, *files, *words], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    begun = time.monotonic()
+    try:
+        asked("up", "--detach", "serve")
+        found = {"version": asked("version", "--short"), "ready_s": _wait_until_ready(begun)} | _asked(home, key)
+        begun = time.monotonic()
+        asked("stop")
+        return found | {"stop_s": round(time.monotonic() - begun, 1)}
+    finally:
+        asked("down", "--volumes")
 
 
 def _ask_and_end(home: Path, key: str, begun: float, found: dict[str, Any]) -> None:
@@ -88,12 +116,12 @@ def _score(client: httpx.Client, model: str, messages: list[dict[str, str]]) -> 
 
 
 def _health() -> int:
-    """The image's own HEALTHCHECK, which Docker would run every ten seconds."""
+    """The exit code of the image's own HEALTHCHECK, which Docker would ask every ten seconds."""
     with closing(engine.sdk().from_env()) as client:
         container = client.containers.list()[0]
-        test = client.images.get("tuneship-serve").attrs["Config"]["Healthcheck"]["Test"]
-        assert test[0] == "CMD"
-        return int(container.exec_run(test[1:]).exit_code)
+        kind, *command = stand_in_engine.healthcheck("tuneship-serve")
+        assert kind == "CMD"
+        return int(container.exec_run(command).exit_code)
 
 
 def _scraped(home: Path, key: str) -> dict[str, Any] | str:
@@ -103,7 +131,7 @@ def _scraped(home: Path, key: str) -> dict[str, Any] | str:
     folder = home.parent / "prometheus"
     folder.mkdir(exist_ok=True)
     (folder / "key").write_text(key)
-    text = _CONFIGURATION.read_text(encoding="utf-8")
+    text = (_DOCKER / "prometheus.yml").read_text(encoding="utf-8")
     configuration = folder / "prometheus.yml"
     configuration.write_text(
         text.replace("/run/secrets/api_key", str(folder / "key")).replace("serve:30000", f"127.0.0.1:{PORT}")

@@ -6,6 +6,7 @@ Docker: another builder (buildah), another runtime (crun), no BuildKit, no NVIDI
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import shlex
@@ -69,6 +70,19 @@ def make_base(work: Path) -> None:
     bring = f"tar -C {shlex.quote(str(root))} -c . | podman import --change {change} - {BASE}"
     subprocess.run(bring, shell=True, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S602
     shutil.rmtree(root)
+
+
+def forget(image: str) -> None:
+    """Remove `image` and what building it left: the next build begins with the base."""
+    subprocess.run(["podman", "rmi", "--force", image], check=False, capture_output=True)
+    subprocess.run(["podman", "image", "prune", "--force"], check=True, capture_output=True)
+
+
+def healthcheck(image: str) -> list[str]:
+    """Its test; Podman's Docker API leaves it out."""
+    shown = subprocess.run(["podman", "inspect", image], check=True, capture_output=True, text=True).stdout
+    test: list[str] = json.loads(shown)[0]["Healthcheck"]["Test"]
+    return test
 
 
 def _settings(work: Path) -> dict[str, str]:
