@@ -13,9 +13,10 @@ from cyclopts.validators import Number
 from tuneship.cli.console import talk
 from tuneship.cli.containers import engine
 from tuneship.cli.containers.plan import Wishes, image_of, plan_run
-from tuneship.cli.containers.words import PORT, Build, Role
+from tuneship.cli.containers.words import PORT, Build, Role, published
 from tuneship.core import hardware
 from tuneship.core.errors import TuneshipError
+from tuneship.core.progress import say
 
 Words = Annotated[str, Parameter(allow_leading_hyphen=True)]
 Port = Annotated[int, Parameter(validator=Number(gte=1, lte=65535))]
@@ -91,6 +92,8 @@ def run(
     wishes = Wishes(image, host, port, gpus, tuple(mount or ()), tuple(env or ()))
     wanted = plan_run((verb, *words), wishes)
     if not _only_said(wanted.words(), dry_run):
+        if wanted.publish:
+            say(f"from here its door, at {PORT} inside, is http://{published(wanted.publish)}")
         code = engine.run(wanted)
         if code:
             sys.exit(code)  # it has said why

@@ -88,7 +88,7 @@ class Run(NamedTuple):
             *("--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
             *("--shm-size", str(SHM_BYTES), "--stop-timeout", str(STOP_S)),
             *(["--gpus", _gpus_word(self.gpus)] if self.gpus != "none" else []),
-            *(["--publish", f"{_host(self.publish[0])}:{self.publish[1]}:{PORT}"] if self.publish else []),
+            *(["--publish", f"{published(self.publish)}:{PORT}"] if self.publish else []),
             *(word for bind in self.binds for word in ("--mount", bind.word())),
             *(word for name, value in self.settings.items() for word in ("--env", f"{name}={value}")),
             *(word for name in self.passed for word in ("--env", name)),
@@ -123,5 +123,7 @@ def _gpus_word(gpus: str | tuple[str, ...]) -> str:
     return gpus if isinstance(gpus, str) else f'"device={",".join(gpus)}"'
 
 
-def _host(address: str) -> str:
-    return f"[{address}]" if ":" in address else address
+def published(place: tuple[str, int]) -> str:
+    """Address and port in one word."""
+    address, port = place
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
