@@ -15,8 +15,14 @@ app = App(
     help="Fine-tune a model, prove that what was trained is what answers, serve it, keep measuring it.",
     version_flags=["--version"],
 )
-app.command("tuneship.cli.up:up", name="up", help="Train, merge, serve and bench a recipe in one command.")
-app.command("tuneship.cli.up:train", name="train", help="Train a recipe's adapter.")
+_ANY_KEY = "Any key of the recipe can be given, too: --lora.rank 8 --train.steps 20."
+app.command(
+    "tuneship.cli.up:up",
+    name="up",
+    help="Train, merge, serve and bench a recipe in one command.",
+    help_epilogue=_ANY_KEY,
+)
+app.command("tuneship.cli.up:train", name="train", help="Train a recipe's adapter.", help_epilogue=_ANY_KEY)
 app.command("tuneship.cli.up:merge", name="merge", help="Merge a run's adapter into one bf16 checkpoint.")
 app.command("tuneship.cli.up:plan", name="plan", help="What a recipe would do on this machine; loads no model.")
 app.command("tuneship.cli.doctor:doctor", name="doctor", help="Is this machine fit to train and to serve?")

@@ -46,10 +46,8 @@ def check(recipe: Path, *overrides: Overrides, json: bool = False) -> None:
     else:
         data_tables.show_check(report)
     if report.unusable and loaded.data.on_bad_row == "fail":
-        raise DataError(
-            f"{report.unusable} of {report.rows} rows cannot be used",
-            hint='mend them, or leave them out: data.on_bad_row = "skip"',
-        )
+        leave_out = ', or leave them out: data.on_bad_row = "skip"' if report.unusable < report.rows else ""
+        raise DataError(f"{report.unusable} of {report.rows} rows cannot be used", hint=f"mend them{leave_out}")
 
 
 def show(

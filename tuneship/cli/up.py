@@ -68,7 +68,7 @@ def up(
     keep_serving
         Leave the server up after the bench, until Ctrl-C.
     run
-        The run directory (default: runs/<name of the recipe>).
+        The run directory (default: runs/NAME, as the recipe names itself).
     dry_run
         Print the resolved recipe and the plan, and do nothing.
     force
@@ -113,7 +113,7 @@ def train(
     overrides
         Any recipe key: --lora.rank 8 --train.steps 20.
     run
-        The run directory (default: runs/<name of the recipe>).
+        The run directory (default: runs/NAME, as the recipe names itself).
     resume
         Go on from the last checkpoint of a training that was stopped; the recipe and its data must be the same.
     smoke
@@ -190,10 +190,12 @@ def _go(work: Pipeline, until: Until, *, keep_serving: bool) -> None:
     with work.serve(target) as server:
         baseline = work.baseline(base, source.name, served)
         work.bench(base, served, baseline)
-        _close(work, target, adapter)
         if keep_serving:
+            _close(work, target, adapter)
             say("serving until Ctrl-C")
             server.result()
+            return
+    _close(work, target, adapter)  # no server's address any more, but the command that starts one
 
 
 def _close(work: Pipeline, target: Target, adapter: Artifact) -> None:

@@ -91,7 +91,7 @@ def load(
     processes
         Of the client, when one core is not enough.
     out
-        Folder for report.json and report.html. Default: bench-<UTC time>.
+        Folder for report.json and report.html. Default: bench-TIME, in UTC.
     key_env
         Environment variable that holds the API key.
 
@@ -200,7 +200,7 @@ def eval_(
     num_fewshot
         lm-eval: examples in the prompt. Default: what the task says.
     out
-        Folder for report.json, report.html and the answers. Default: bench-<UTC time>.
+        Folder for report.json, report.html and the answers. Default: bench-TIME, in UTC.
     key_env
         Environment variable that holds the API key.
 
@@ -254,7 +254,7 @@ def nll(
     limit
         Rows at most, from the first on.
     out
-        Folder for report.json, report.html and the figures by row. Default: bench-<UTC time>.
+        Folder for report.json, report.html and the figures by row. Default: bench-TIME, in UTC.
     key_env
         Environment variable that holds the API key.
 

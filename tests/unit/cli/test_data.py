@@ -47,6 +47,13 @@ def test_refused_rows_are_named_and_fail(recipe, capsys):
     assert "train: 2 rows in held-out too, prompt and answer\n  train.jsonl:1 is heldout.jsonl:2" in printed
 
 
+def test_where_no_row_fits_own_columns_are_the_way_out(recipe, capsys):
+    with pytest.raises(DataError, match="1 of 1 rows cannot be used") as failed:
+        data.check(recipe([{"question": "one", "answer": "two"}]))
+    assert failed.value.hint == "mend them"
+    assert "data.columns = { prompt = " in capsys.readouterr().out
+
+
 def test_rows_that_are_left_out_on_purpose_do_not_fail(recipe, capsys):
     data.check(recipe([GOOD, "{"]), "--data.on_bad_row", "skip")
     assert "train.jsonl:2: not JSON" in capsys.readouterr().out

@@ -169,3 +169,13 @@ def test_nothing_there(base: Path, tmp_path: Path):
         catalog.read(str(base), tmp_path / "empty")
     with pytest.raises(ArtifactError, match="no directory"):
         catalog.read(str(base), tmp_path / "nowhere")
+
+
+def test_who_names_the_folder_of_all_runs_is_told_where_an_adapter_lies(base: Path, tmp_path: Path):
+    adapter = tmp_path / "runs" / "sql" / "artifacts" / "adapter-1"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    for folder in (tmp_path / "runs", tmp_path / "runs" / "sql"):
+        with pytest.raises(ArtifactError, match="no adapter in") as caught:
+            catalog.read(str(base), folder)
+        assert str(adapter) in caught.value.hint

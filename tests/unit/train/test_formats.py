@@ -109,7 +109,7 @@ def test_columns_of_ones_own(columns, row):
 
 def test_a_column_that_is_not_there_is_refused_with_those_that_are():
     with pytest.raises(
-        DataError, match=r"no column 'question' \(data.columns.instruction\); its columns are a, answer"
+        DataError, match=r"no column 'question' \(data.columns.instruction\); its columns are answer, a"
     ):
         read({"answer": "ho", "a": 1}, columns={"instruction": "question", "output": "answer"})
 

@@ -44,7 +44,10 @@ def conversation(row: Any, data: Data) -> Conversation:
     name = next((name for name in candidates(data) if _has(named, name)), None)
     if name is None:
         wanted = _WANTED["auto"] if len(candidates(data)) > 1 else _WANTED[candidates(data)[0]]
-        raise DataError(f"has the keys {_keys(named)}; wanted {wanted}")
+        raise DataError(
+            f"has the keys {_keys(named)}; wanted {wanted}",
+            hint='own names: data.columns = { prompt = "YOUR COLUMN", completion = "YOUR OTHER COLUMN" }',
+        )
     if name == "text":
         text = named["text"]
         if not isinstance(text, str) or not text.strip():
@@ -75,7 +78,7 @@ def _has(row: Mapping[str, Any], name: str) -> bool:
 
 
 def _keys(row: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(map(str, row))) or "none"
+    return ", ".join(map(str, row)) or "none"
 
 
 def _messages(row: Mapping[str, Any]) -> Any:
