@@ -20,7 +20,7 @@ INTEGRATION_WORKERS ?= 2
 QUIET := $(shell test -t 2 || echo --quiet)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 
-.PHONY: help setup quickstart test test-unit test-integration test-slow test-gpu test-latest lint reference licences lock clean
+.PHONY: help setup quickstart test test-unit test-integration test-slow test-gpu test-latest lint coverage reference licences lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -67,6 +67,15 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 	$(BIN)/mypy
 	@echo "== import-linter"
 	$(BIN)/lint-imports
+
+coverage: $(STAMP) ## branches that unit tests take, of what must be right: 90 % of each, or it fails
+	rm -f .coverage .coverage.*
+	$(BIN)/python -m pytest -q -n $(UNIT_WORKERS) -m "not timing and not slow" --cov --cov-report= \
+	  tests/unit/core tests/unit/cli tests/unit/serve tests/unit/train/test_parity.py \
+	  tests/unit/bench/test_calibration.py tests/unit/bench/test_compare*.py
+	@for part in "tuneship/core/*" "serve/tuneship/serve/preflight/*" "serve/tuneship/serve/registry/*" \
+	  "bench/tuneship/bench/compare/*" "train/tuneship/train/parity.py"; do \
+	  printf "%-36s" "$$part"; $(BIN)/coverage report --include="$$part" --fail-under=90 | tail -n 1; done
 
 reference: $(STAMP) ## write the pages of docs/ that are made from the code
 	$(BIN)/python docs/makers

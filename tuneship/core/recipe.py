@@ -223,7 +223,6 @@ class Recipe(Section):
             "serve.mode": self.serve.mode == "adapters",
             "merge.quantize": self.merge.quantize != "none",
             "train.kernels": self.train.kernels == "fused",
-            "train.backend": self.train.backend != "trl",
         }
         named = [key for key, given in beyond.items() if given]
         if named:

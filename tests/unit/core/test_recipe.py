@@ -32,6 +32,12 @@ def tree(key: str = "", value: Any = None) -> dict[str, Any]:
     return root
 
 
+def full(**sections: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of full training, with more in some sections."""
+    train = {"method": "full"} | sections.pop("train", {})
+    return tree("train", train) | {"quantization": {"method": "none"}} | sections
+
+
 def _written(tmp_path: Path, content: dict[str, Any]) -> Path:
     path = tmp_path / "recipe.toml"
     path.write_text(tomli_w.dumps(content))
@@ -176,6 +182,23 @@ def test_the_list_above_names_every_value_that_the_code_refuses():
         (
             tree("serve.mode", "adapters") | {"lora": {"target_modules": ["q_proj", "lm_head"]}},
             ("lm_head", "serve.mode"),
+        ),
+        (tree("serve.mode", "adapters") | {"lora": {"dora": True}}, ("lora.dora", "serve.mode")),
+        (
+            tree("serve", {"mode": "adapters", "quantization": "nf4"}) | {"quantization": {"method": "fp4"}},
+            ("serve.quantization", "quantization.method"),
+        ),
+        (full(serve={"mode": "adapters"}), ("serve.mode", "train.method")),
+        (full(merge={"quantize": "fp8"}), ("merge.quantize", "train.method")),
+        (full(train={"kernels": "fused"}), ("train.kernels", "train.method")),
+        (full(train={"backend": "unsloth"}), ("train.backend", "quantization.method")),
+        (tree("train.patience", 3), ("train.patience", "train.eval_steps")),
+        (tree("train.eval_steps", 10), ("train.eval_steps", "data.heldout")),
+        (tree("train.packing", "wrapped"), ("packing = 'wrapped'", "packing = 'bfd'")),
+        (tree("train", {"packing": True, "group_by_length": True}), ("group_by_length", "packing")),
+        (
+            tree("data.columns", {"prompt": "q", "output": "a"}),
+            ("prompt, output", "prompt-completion: prompt, completion"),
         ),
     ],
 )

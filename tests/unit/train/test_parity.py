@@ -67,3 +67,38 @@ def test_log_probabilities_do_not_depend_on_padding_or_order(tiny_model):
         both = parity.compare(base, {"base": base, "again": base}, reference, pad_id=0)
     assert both["base"] == both["again"]
     assert both["base"].nll == pytest.approx(both["base"].nll_base, abs=1e-4)
+
+
+def test_nll_is_the_loss_that_transformers_computes(tiny_model):
+    """Over all tokens with loss of all rows together, however they were put into batches."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).train()
+    rows = [
+        Encoded(list(range(5, 5 + n)), [IGNORED] * (n // 2) + list(range(5 + n // 2, 5 + n))) for n in (9, 4, 400, 7)
+    ]
+    measured = parity.nll(model, rows, pad_id=0)
+    assert not model.training
+    counts = [row.loss_tokens for row in rows]
+    with torch.no_grad():
+        losses = [float(model(torch.tensor([r.input_ids]), labels=torch.tensor([r.labels])).loss) for r in rows]
+    alone = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    assert measured == pytest.approx(alone, rel=1e-5)
+    by_token = parity.token_log_p(model, rows, pad_id=0)
+    assert [len(each) for each in by_token] == [len(row.input_ids) for row in rows]
+    taught = [p for r, each in zip(rows, by_token, strict=True) for p, t in zip(each, r.labels, strict=True) if t >= 0]
+    assert -sum(taught) / len(taught) == pytest.approx(measured, rel=1e-5)
+
+
+def test_more_rows_than_one_batch_holds_are_all_measured(tiny_model, monkeypatch):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    rows = [Encoded(list(range(5, 5 + n)), [IGNORED, *range(6, 5 + n)]) for n in (12, 5, 9, 30, 8)]
+    together = parity.token_log_p(model, rows, pad_id=0)
+    monkeypatch.setattr(parity, "_BATCH_TOKENS", 24)  # the longest has a batch of its own, over the limit
+    apart = parity.token_log_p(model, rows, pad_id=0)
+    for one, other in zip(together, apart, strict=True):
+        assert one == pytest.approx(other, abs=1e-4)
