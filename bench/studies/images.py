@@ -51,7 +51,7 @@ def main() -> None:
         "command": "python bench/studies/images.py --work /var/tmp/images --out bench/baselines/images-stand-in.json",
         "hardware": hardware.detect().as_record(),
         "engine": subprocess.run(["podman", "--version"], capture_output=True, text=True, check=True).stdout.strip(),
-        "base": stand_in_engine.BASE,
+        "stand_in": stand_in_engine.BASE,
     }
     with stand_in_engine.serving(work) as host:
         os.environ["DOCKER_HOST"] = host
