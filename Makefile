@@ -70,7 +70,7 @@ lint: $(STAMP) ## ruff, mypy, import-linter
 
 coverage: $(STAMP) ## branches that unit tests take, of what must be right: 90 % of each, or it fails
 	rm -f .coverage .coverage.*
-	$(BIN)/python -m pytest -q -n $(UNIT_WORKERS) -m "not timing and not slow" --cov --cov-report= \
+	$(BIN)/python -m pytest -q -n $(UNIT_WORKERS) -m "not timing and not slow" --hypothesis-profile=ci --cov --cov-report= \
 	  tests/unit/core tests/unit/cli tests/unit/serve tests/unit/train/test_parity.py \
 	  tests/unit/bench/test_calibration.py tests/unit/bench/test_compare*.py
 	@for part in "tuneship/core/*" "serve/tuneship/serve/preflight/*" "serve/tuneship/serve/registry/*" \

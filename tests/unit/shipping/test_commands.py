@@ -87,6 +87,18 @@ def test_a_renamed_flag_would_be_noticed():
         recipe_file.load(Path(QUICKSTART), overrides.parse(["--lora.rnak", "8"]))
 
 
+def test_the_verbs_that_hints_name_are_there():
+    """In the page of errors a hint is prose: `tuneship fetch <model_id>, or check the path`."""
+    page = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<!this )\btuneship ([a-z]+(?: [a-z]+)?)(?=[ `,;:.)]|$)", page, re.MULTILINE))
+    groups = {name: app[name] for name in ("data", "base", "adapters", "keys", "docker", "bench")}
+    for verb, _, second in (words.partition(" ") for words in named):
+        assert verb in app, verb
+        if verb in groups:
+            assert second in groups[verb], f"{verb} {second}"
+    assert {words.partition(" ")[0] for words in named} >= {"fetch", "serve", "adapters", "keys", "train", "plan"}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_what_other_commands_name_is_there(page: Path):
     """Targets of make, studies with their options, extras of the package, files of docker compose."""
