@@ -197,7 +197,9 @@ def open_artifact(path: Path, kind: Kind | None = None, *, verify: bool = True) 
     path = path.resolve()
     manifest = read_manifest(path)
     if kind and manifest.kind != kind:
-        raise ArtifactError(f"{path} is of kind {manifest.kind!r}, not {kind!r}")
+        raise ArtifactError(
+            f"{path} is of kind {manifest.kind!r}, not {kind!r}", hint=f"the folder wanted is called {kind}-..."
+        )
     opened = Artifact(path, manifest)
     if verify:
         verify_payload(opened)

@@ -54,9 +54,12 @@ def resolve(where: str, model: str = "", key_env: str = "") -> Target:
     endpoint = _read_endpoint(where)
     url = _base_url(endpoint.url if endpoint else where)
     key = key_in(key_env or (endpoint.key_env if endpoint else ""))
-    served = _served_models(url, key)
-    wanted = tuple(name.strip() for name in model.split(",") if name.strip()) or served[:1]
-    missing = [name for name in wanted if name not in served]
+    # No proxy from the environment: what is measured is the server itself.
+    with httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as http:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key=key or "none", http_client=http, max_retries=1)
+        served = _served_models(url, client)
+        wanted = tuple(name.strip() for name in model.split(",") if name.strip()) or served[:1]
+        missing = [name for name in wanted if name not in served and not _is_known(client, name)]
     if missing:
         raise EndpointError(f"{url} serves no model {missing[0]!r}", hint=f"it serves: {', '.join(served)}")
     return Target(url, key, wanted, endpoint)
@@ -79,26 +82,31 @@ def _base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def _served_models(url: str, key: str) -> tuple[str, ...]:
+def _served_models(url: str, client: openai.OpenAI) -> tuple[str, ...]:
     """Names in `/v1/models`, in the server's order."""
-    # No proxy from the environment: what is measured is the server itself.
-    with httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as http:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key=key or "none", http_client=http, max_retries=1)
-        try:
-            names = tuple(model.id for model in client.models.list())
-        except (openai.APIConnectionError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            reason = error.__cause__ or error
-            raise EndpointError(
-                f"{url} does not answer: {reason}", hint="is the server running? `tuneship serve` starts one"
-            ) from None
-        except openai.AuthenticationError:
-            raise EndpointError(f"{url} refused the key", hint="name its variable with --key-env") from None
-        except openai.APIStatusError as error:
-            raise EndpointError(
-                f"{url}/v1/models answered {error.status_code}", hint="the URL of an OpenAI-compatible server is needed"
-            ) from None
-        except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
-            raise EndpointError(f"{url}/v1/models is no list of models: {type(error).__name__}") from None
+    try:
+        names = tuple(model.id for model in client.models.list())
+    except (openai.APIConnectionError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+        reason = error.__cause__ or error
+        raise EndpointError(
+            f"{url} does not answer: {reason}", hint="is the server running? `tuneship serve` starts one"
+        ) from None
+    except openai.AuthenticationError:
+        raise EndpointError(f"{url} refused the key", hint="name its variable with --key-env") from None
+    except openai.APIStatusError as error:
+        raise EndpointError(
+            f"{url}/v1/models answered {error.status_code}", hint="the URL of an OpenAI-compatible server is needed"
+        ) from None
+    except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
+        raise EndpointError(f"{url}/v1/models is no list of models: {type(error).__name__}") from None
     if not names:
         raise EndpointError(f"{url} serves no model")
     return names
+
+
+def _is_known(client: openai.OpenAI, name: str) -> bool:
+    """Of a name that is not listed: our door lists an alias, and answers to each version of it (`sql@3fa9c1d20b77`)."""
+    try:
+        return client.models.retrieve(name).id == name
+    except (openai.OpenAIError, httpx.HTTPError, ValueError, AttributeError, TypeError):
+        return False

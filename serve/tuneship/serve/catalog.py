@@ -146,7 +146,7 @@ def _adapters(folder: Path) -> list[Path]:
         return [here]
     found = [path for path in sorted(here.iterdir()) if preflight.is_adapter(path)]
     if not found:
-        deeper = _deeper(folder)
+        deeper = preflight.deeper(folder)
         raise ArtifactError(
             f"no adapter in {folder}",
             hint=f"deeper in it lies {deeper}; several are served from one folder: link or copy them there"
@@ -154,12 +154,6 @@ def _adapters(folder: Path) -> list[Path]:
             else "an adapter is a directory with an adapter_config.json",
         )
     return found
-
-
-def _deeper(folder: Path) -> Path | None:
-    """The first adapter of a run, or of all runs: whoever names their folder means what lies in it."""
-    configs = (config for depth in ("*/*", "*/*/*") for config in sorted(folder.glob(f"{depth}/adapter_config.json")))
-    return next((config.parent for config in configs), None)
 
 
 def _all_different(entries: Iterable[Entry]) -> tuple[Entry, ...]:

@@ -370,8 +370,9 @@ class Deployer:
         present = [v for v in self._registry.versions(alias) if v.state is not State.UNLOADED]
         found = [v for v in present if name in {v.name, v.alias}]
         if not found:
-            known = ", ".join(sorted({v.name for v in present})) or "nothing"
-            raise RegistryError(f"there is no {name} here", hint=f"loaded of {alias}: {known}")
+            others = present or [v for v in self._registry.versions() if v.state is not State.UNLOADED]
+            known = ", ".join(sorted({v.name for v in others})) or "nothing"
+            raise RegistryError(f"there is no {name} here", hint=f"loaded: {known}")
         return found
 
 

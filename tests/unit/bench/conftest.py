@@ -60,6 +60,13 @@ class StreamingServer:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self.behaviours]
         return web.json_response({"object": "list", "data": data})
 
+    async def model(self, request: web.Request) -> web.Response:
+        """As our door answers: also for a version, `steady@1`, which it does not list."""
+        name = request.match_info["name"]
+        if name.partition("@")[0] not in self.behaviours:
+            return web.json_response({"error": {"message": "no"}}, status=404)
+        return web.json_response({"id": name, "object": "model", "created": 0, "owned_by": "test"})
+
     async def logprobs(self, request: web.Request) -> web.Response:
         body = await request.json()
         nats = self.behaviours[body["model"]].nats
@@ -147,6 +154,7 @@ def _event(data: dict[str, Any]) -> bytes:
 async def _serve(server: StreamingServer, ready: threading.Event, stop: asyncio.Event) -> None:
     app = web.Application()
     app.router.add_get("/v1/models", server.models)
+    app.router.add_get("/v1/models/{name}", server.model)
     app.router.add_post("/v1/chat/completions", server.chat)
     app.router.add_post("/v1/logprobs", server.logprobs)
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)

@@ -39,6 +39,12 @@ def test_models_are_checked(server, behaviour) -> None:
     assert caught.value.hint == "it serves: steady, other"
 
 
+def test_a_version_is_a_name_too_although_it_is_not_listed(server) -> None:
+    assert resolve(server.url, "steady,steady@3fa9c1d20b77").models == ("steady", "steady@3fa9c1d20b77")
+    with pytest.raises(EndpointError, match="no model 'sql@3fa9c1d20b77'"):
+        resolve(server.url, "sql@3fa9c1d20b77")
+
+
 def test_keys_come_from_the_environment(server, behaviour, monkeypatch, tmp_path) -> None:
     server.behaviours["secret"] = behaviour()
     with pytest.raises(EndpointError, match="refused the key"):

@@ -143,7 +143,7 @@ async def test_errors_come_out_as_their_own_kind(admin, world, adapters):
         return caught.value
 
     error = await fails(RegistryError, verbs.promote, "sql")
-    assert (error.message, error.hint) == ("there is no sql here", "loaded of sql: nothing")
+    assert (error.message, error.hint) == ("there is no sql here", "loaded: nothing")
     world.verdict = ParityError("another model", hint="train it again")
     assert (await fails(ParityError, verbs.load, adapters[0])).hint == "train it again"
     world.engine.faults["/load_lora_adapter"] = 400

@@ -150,6 +150,13 @@ def test_settings_that_are_missing(make_adapter, check):
         check(path)
 
 
+def test_the_folder_around_an_adapter(make_adapter, check):
+    path = make_adapter("sql")
+    with pytest.raises(ArtifactError, match=r"has no adapter_config\.json") as caught:
+        check(path.parent)
+    assert caught.value.hint == f"the adapter in it is {path}: name that"
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "adapter_model-00002-of-00002.safetensors"])
 def test_weights_that_sglang_would_load_too(make_adapter, refusal, name: str):
     path = make_adapter("sql")

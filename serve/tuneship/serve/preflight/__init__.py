@@ -30,6 +30,7 @@ from tuneship.serve import tensors
 from tuneship.serve.preflight import files, folding, settings, tokenizer, weights
 from tuneship.serve.preflight.base import BaseModel, read_base
 from tuneship.serve.preflight.checked import CheckedAdapter
+from tuneship.serve.preflight.files import deeper
 from tuneship.serve.preflight.proof import prove
 from tuneship.serve.tensors import Contents
 
@@ -39,6 +40,7 @@ __all__ = [
     "CheckedAdapter",
     "Limits",
     "check",
+    "deeper",
     "fits",
     "is_adapter",
     "prove",

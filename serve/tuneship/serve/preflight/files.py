@@ -41,11 +41,22 @@ def find(folder: Path) -> Files:
     for name in (CONFIG, WEIGHTS, *TOKENIZER, *TEMPLATE):
         _refuse_strangers(folder, folder / name)
     if not (folder / CONFIG).is_file():
-        raise ArtifactError(f"{folder} has no {CONFIG}", hint=REEXPORT)
+        inside = deeper(folder)
+        raise ArtifactError(
+            f"{folder} has no {CONFIG}", hint=f"the adapter in it is {inside}: name that" if inside else REEXPORT
+        )
     if not (folder / WEIGHTS).is_file():
         _refuse_pickles(folder)
         raise ArtifactError(f"{folder} has no {WEIGHTS}", hint=f"{REEXPORT}, safe_serialization=True")
     return Files(folder / CONFIG, folder / WEIGHTS, _beside(folder))
+
+
+def deeper(folder: Path) -> Path | None:
+    """The first adapter of a run, or of all runs: whoever names their folder means what lies in it."""
+    for depth in ("*", "*/*", "*/*/*"):
+        for config in sorted(folder.glob(f"{depth}/{CONFIG}")):
+            return config.parent
+    return None
 
 
 def _refuse_strangers(folder: Path, file: Path) -> None:

@@ -65,6 +65,8 @@ def verify(
     _show(asked)
     if record and opened:
         say(f"recorded in {artifacts.add_evidence(opened, 'verify', _record(asked))}")
+    if opened and not asked.verdict.passed and not asked.version.endswith(f"@{opened.id12}"):
+        say(f"{asked.version} answered, not {opened.id12}: --model NAME@{opened.id12} asks this one, if it is loaded")
     asked.verdict.require()
     if not asked.verdict.passed:
         say(f"{asked.verdict.outcome}: {asked.verdict.message}")

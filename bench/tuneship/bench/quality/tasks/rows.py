@@ -61,7 +61,7 @@ def _parse(line: str, place: str) -> Row:
     try:
         row = _Line.model_validate(json.loads(line))
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON: {error}") from None
+        raise DataError(f"{place}: not JSON: {error}", hint=f"{_SHAPE}; {_OF_A_RUN}") from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -73,3 +73,4 @@ def _parse(line: str, place: str) -> Row:
 
 
 _SHAPE = 'a row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": <reference>}]}'
+_OF_A_RUN = "training leaves its held-out rows so, whatever they were read from: stages/train/latest/heldout.jsonl"
