@@ -179,7 +179,7 @@ class Recipe(Section):
     """The whole of it."""
 
     name: Name = "run"
-    """Of the run's folder (`runs/NAME`), and what clients call the model."""
+    """Of the run's folder (`runs/NAME`), and what clients call the model. Without it: the file's name."""
     model: Model
     quantization: Quantization = Quantization()
     data: Data

@@ -35,6 +35,8 @@ def load(path: Path, overrides: Mapping[str, str] | None = None) -> Recipe:
     tree = _read(path)
     for key, text in (overrides or {}).items():
         _set(tree, key, _parse_value(text))
+    if called := re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("._-")[:64]:
+        tree.setdefault("name", called)  # two recipes in one folder must not share a run
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:

@@ -82,6 +82,15 @@ def test_overrides_are_read_as_toml_or_as_text(write_recipe: Write):
     assert recipe.name == "other-name"
 
 
+def test_a_recipe_without_a_name_is_called_as_its_file(write_recipe: Write):
+    file = write_recipe()
+    assert "name =" not in file.read_text()
+    mine = file.rename(file.with_name("My dates (2).toml"))
+    assert recipe_file.load(mine).name == "My-dates-2"
+    assert recipe_file.load(mine, {"name": "other"}).name == "other"
+    assert recipe_file.load(mine.rename(mine.with_name("_.toml"))).name == "run"
+
+
 def test_an_override_reaches_into_a_list(write_recipe: Write):
     two = "[[bench.eval]]\ntask = 'sql'\ndata = 'a'\n[[bench.eval]]\ntask = 'exact'\ndata = 'b'"
     recipe = recipe_file.load(write_recipe(two), {"bench.eval.1.limit": "7"})
