@@ -108,6 +108,7 @@ $(STAMP): requirements.lock pyproject.toml | $(UV)
 	$(UV) pip sync $(QUIET) --compile-bytecode --python .venv requirements.lock
 	$(UV) pip install --quiet --python .venv --no-deps --editable .
 	@touch $@
+	@echo "ready: . .venv/bin/activate, then tuneship doctor"
 
 # Run from an empty folder, where uv does not see this project's [tool.uv]: its constraints are the lock's versions,
 # which must not bind here. The overrides must, so they are handed over as a file.

@@ -175,7 +175,10 @@ class Deployer:
 
         One that the registry knows as served stays as it is, and one that an operator unloaded stays unloaded.
         """
-        fresh = []
+        fresh, entries = [], list(entries)
+        named = {entry.version for entry in entries}
+        if kept := [v.name for v in self._registry.versions() if v.state in SERVED and v.name not in named]:
+            say(f"served before, and again: {', '.join(kept)} (`tuneship adapters unload` takes one out)")
         for entry in entries:
             known = self._registry.find(entry.version)
             if known and known.state in SERVED:

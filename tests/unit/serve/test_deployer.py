@@ -183,8 +183,10 @@ async def test_the_adapters_of_a_start(world, adapters, check, capsys):
     first = fresh[0][0].name
     assert world.states() == {first: State.LIVE}
     assert world.deployer.seed([entry(adapters[0])]) == []
+    assert "served before" not in capsys.readouterr().err
 
     fresh = world.deployer.seed([entry(adapters[1])])
+    assert f"served before, and again: {first} " in capsys.readouterr().err
     world.engine.adapters |= {version.selector for version, _ in fresh}
     await world.deployer.settle(fresh)
     assert f"it answers in place of {first}" in capsys.readouterr().err
