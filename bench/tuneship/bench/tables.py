@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tuneship.bench.compare.live import Expected
-from tuneship.bench.compare.outputs import COLUMNS, cells
+from tuneship.bench.compare.outputs import COLUMNS, cells, commands
 from tuneship.core.report import Comparison, EvalResult, LoadResult, NllResult, Percentiles
 
 _PIPE_WIDTH = 140
@@ -50,12 +50,14 @@ def show_nll(results: Sequence[NllResult]) -> None:
 
 
 def show_comparison(rows: Sequence[Comparison]) -> None:
-    """One line a metric."""
+    """One line a metric, and below them what to run where they cannot tell."""
     table = _table(*COLUMNS)
     styles = {"regressed": "red", "cannot tell": "yellow"}
     for row in rows:
-        table.add_row(*(escape(cell) for cell in cells(row)), style=styles.get(row.verdict))
+        table.add_row(*(escape(cell) for cell in cells(row, brief=True)), style=styles.get(row.verdict))
     _print(table)
+    for command in commands(rows):
+        print(f"to decide: {command}")
 
 
 def show_calibration(rows: Sequence[Expected]) -> None:

@@ -55,6 +55,7 @@ def test_verdicts(make_level, slower: float, verdict: str) -> None:
 def test_few_pairs_cannot_tell_and_say_how_many_can(make_level) -> None:
     for row in compare_pairs(_pairs(make_level, 1.02, 4), 0.05, "tuneship bench compare a b"):
         assert (row.verdict, row.next_step, row.ci) == ("cannot tell", "tuneship bench compare a b --pairs 5", None)
+        assert row.reason == "too few for an interval, the margin is 0.05"
 
 
 @pytest.mark.parametrize(

@@ -291,9 +291,8 @@ def _exit_by(rows: Sequence[Comparison]) -> None:
     regressed = [row.metric for row in rows if row.verdict == "regressed"]
     if regressed:
         raise RegressionFound(f"regressed: {', '.join(regressed)}")
-    if unknown := [row for row in rows if row.verdict == "cannot tell"]:
-        steps = sorted({row.next_step for row in unknown if row.next_step})
-        say("cannot tell whether the candidate is worse" + (f"; to decide: {', '.join(steps)}" if steps else ""))
+    if any(row.verdict == "cannot tell" for row in rows):
+        say("cannot tell whether the candidate is worse")
         sys.exit(ExitCode.CANNOT_TELL)
 
 

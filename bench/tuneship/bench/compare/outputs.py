@@ -10,6 +10,8 @@ from tuneship.core.files import write_atomic
 from tuneship.core.report import Comparison
 
 COLUMNS = ("metric", "baseline", "candidate", "worse by", "interval", "detectable", "verdict")
+_PAIRS = " --pairs "
+"""How the commands of a live comparison end."""
 
 
 def write_junit(rows: Sequence[Comparison], path: Path) -> None:
@@ -34,18 +36,32 @@ def write_markdown(rows: Sequence[Comparison], path: Path) -> None:
     write_atomic(path, "\n".join(lines) + "\n")
 
 
-def cells(row: Comparison) -> tuple[str, ...]:
-    """What `COLUMNS` names; two stored reports have no interval, so how much worse is their plain ratio."""
+def commands(rows: Sequence[Comparison]) -> list[str]:
+    """What to run to decide, each once: of commands that differ in their pairs alone, the one with the most."""
+    most: dict[str, int] = {}
+    for row in rows:
+        command, found, pairs = row.next_step.partition(_PAIRS)
+        if found:
+            most[command] = max(most.get(command, 0), int(pairs))
+    return [f"{command}{_PAIRS}{pairs}" for command, pairs in most.items()]
+
+
+def cells(row: Comparison, *, brief: bool = False) -> tuple[str, ...]:
+    """What `COLUMNS` names; two stored reports have no interval, so how much worse is their plain ratio.
+
+    A `brief` verdict leaves out what `commands` has.
+    """
     interval = f"{_effect(row, row.ci[0])} .. {_effect(row, row.ci[1])}" if row.ci else "-"
     plain = f"x {row.ratio:.3f}" if row.ratio is not None else "-"
     worse_by = plain if row.worse_by is None else _effect(row, row.worse_by)
     known = (worse_by, interval, _effect(row, row.detectable))
-    return (row.metric, _number(row.a), _number(row.b), *known, _sentence(row))
+    return (row.metric, _number(row.a), _number(row.b), *known, _sentence(row, brief=brief))
 
 
-def _sentence(row: Comparison) -> str:
+def _sentence(row: Comparison, *, brief: bool = False) -> str:
     parts = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
-    return f"{parts} (to decide: {row.next_step})" if row.next_step else parts
+    left_out = not row.next_step or (brief and _PAIRS in row.next_step)
+    return parts if left_out else f"{parts} (to decide: {row.next_step})"
 
 
 def _effect(row: Comparison, value: float | None) -> str:

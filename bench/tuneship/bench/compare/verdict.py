@@ -60,6 +60,7 @@ def _judge(found: Evidence, p: float, alpha: float) -> Comparison:
     elif p <= alpha:
         verdict = {"verdict": "regressed"}
     else:
-        reason = f"between {found.lower:+.3g} and {found.upper:+.3g}, the margin is {found.margin:.3g}"
+        interval = f"between {found.lower:+.3g} and {found.upper:+.3g}" if bounded else "too few for an interval"
+        reason = f"{interval}, the margin is {found.margin:.3g}"
         verdict = {"verdict": "cannot tell", "reason": reason, "next_step": found.next_step}
     return Comparison.model_validate(named | figures | verdict)
