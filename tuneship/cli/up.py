@@ -76,7 +76,8 @@ def up(
     resume
         Let training go on from the last checkpoint of one that was stopped; the recipe and its data must be the same.
     smoke
-        Only train, on so many rows and in a run directory of its own, and fail unless the loss falls.
+        Only train, on so many rows and in a run directory of its own, and fail unless the loss falls. train.steps
+        stays what it is.
 
     """
     resolved = recipe_file.load(recipe, dotted.parse(overrides))
@@ -90,6 +91,7 @@ def up(
     extras.require(*_ROOMS[until])
     folder = run or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
     with locked(RunDir(folder.resolve())) as held:
+        say(f"run {folder}")  # before the first stage has loaded its libraries
         recipe_file.save(resolved, held.recipe)
         write_atomic(held.path / "command.txt", shlex.join(["tuneship", *sys.argv[1:]]) + "\n")
         held.forget(_STAGES[_STAGES.index(from_) :] if from_ else ())
@@ -117,7 +119,8 @@ def train(
     resume
         Go on from the last checkpoint of a training that was stopped; the recipe and its data must be the same.
     smoke
-        Train on so many rows, in a run directory of its own, and fail unless the loss falls.
+        Train on so many rows, in a run directory of its own, and fail unless the loss falls. train.steps stays what
+        it is.
 
     """
     up(recipe, *overrides, until="train", run=run, resume=resume, smoke=smoke)
@@ -184,11 +187,12 @@ def _go(work: Pipeline, until: Until, *, keep_serving: bool) -> None:
         say("bench: unchanged")
         _close(work, target, adapter)
         return
+    baseline = None
     if merged_mode and work.needs_baseline(base, served):
         with work.serve(Target(source.path, source.name), port=0):
-            work.baseline(base, source.name, served)
+            baseline = work.baseline(base, source.name, served)
     with work.serve(target) as server:
-        baseline = work.baseline(base, source.name, served)
+        baseline = baseline or work.baseline(base, source.name, served)
         work.bench(base, served, baseline)
         if keep_serving:
             _close(work, target, adapter)

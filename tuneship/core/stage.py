@@ -82,6 +82,8 @@ class StageProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind in {SystemExit, KeyboardInterrupt} and self._process.poll() is None:  # a step can take long
+            progress.say(f"stopping {self.job.stage}: {self._grace_s:g} s at most")
         self._close()
         if kind in {SystemExit, KeyboardInterrupt} and self._process.returncode == ExitCode.RESUMABLE:
             stopped = self._error(ExitCode.RESUMABLE)

@@ -199,8 +199,10 @@ def test_what_a_stage_keeps_when_it_is_told_to_end_is_said(job: MakeJob, capsys,
 
     with pytest.raises(raised) as ended:
         stop(job("keeps"))
-    said = capsys.readouterr().err if raised is KeyboardInterrupt else f"{ended.value.message}; {ended.value.hint}"
-    assert said.strip() == "kept after step 3; --resume"
+    first, *then = capsys.readouterr().err.splitlines()
+    assert first == "stopping keeps: 20 s at most"
+    said = then if raised is KeyboardInterrupt else [f"{ended.value.message}; {ended.value.hint}"]
+    assert said == ["kept after step 3; --resume"]
 
 
 def test_every_error_class_is_found_by_its_name():
