@@ -37,7 +37,7 @@ test: test-unit test-integration test-gpu ## all tests that this machine can run
 
 test-unit: $(STAMP)
 	@echo "== unit tests"
-	$(BIN)/python -m pytest tests/unit -n $(UNIT_WORKERS) -m "not timing and not slow"
+	$(BIN)/python -m pytest tests/unit -n $(UNIT_WORKERS) -m "not timing and not slow" --hypothesis-profile=ci
 	@echo "== unit tests that measure time, one after the other"
 	$(BIN)/python -m pytest tests/unit -m timing
 
