@@ -131,7 +131,8 @@ class Pipeline:
             "port": str(self.recipe.serve.port if port is None else port),
             "endpoint": str(self.run.endpoint),
         }
-        with StageProcess(self._job("serve", "", inputs), "tuneship.serve") as server:
+        grace_s = self.recipe.serve.drain_s + GRACE_S  # what is in flight first, then the engine
+        with StageProcess(self._job("serve", "", inputs), "tuneship.serve", grace_s) as server:
             server.wait_for(self.run.endpoint)
             yield server
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from tuneship.cli.pipeline import Pipeline
+from tuneship.cli.pipeline import Pipeline, Target
 from tuneship.core import recipe_file
 from tuneship.core.artifact import Artifact, Base, Manifest, QuantizationRecord, TemplateRecord
 from tuneship.core.parity import ReferenceRow, write_reference
@@ -87,3 +87,17 @@ def test_a_changed_file_is_measured_again(pipeline, trained, tmp_path: Path, fil
     _measured(work, served)
     (tmp_path / file).write_text("something else")
     assert work.needs_baseline(BASE, served)
+
+
+def test_a_server_is_given_the_time_that_it_gives_what_is_in_flight(pipeline, monkeypatch, tmp_path):
+    given = []
+
+    def start(_job, _module, grace_s):
+        given.append(grace_s)
+        raise InterruptedError
+
+    monkeypatch.setattr("tuneship.cli.pipeline.StageProcess", start)
+    work = pipeline({})
+    with pytest.raises(InterruptedError), work.serve(Target(tmp_path, "sql")):
+        pass
+    assert given[0] > work.recipe.serve.drain_s
