@@ -52,7 +52,11 @@ def weights_sha256(path: Path) -> str:
     """Hex SHA-256 over the (name, size, sha256) of the weight files."""
     files = [file for pattern in _WEIGHTS for file in path.glob(pattern)]
     if not files:
-        raise ArtifactError(f"{path} has no *.safetensors weights", hint="convert pickled weights first")
+        inside = next((found for depth in ("", "artifacts/") for found in sorted(path.glob(f"{depth}merged-*"))), None)
+        raise ArtifactError(
+            f"{path} has no *.safetensors weights",
+            hint=f"the model in it is {inside}: name that" if inside else "convert pickled weights first",
+        )
     return sha256_listing(_listed(file) for file in files)
 
 

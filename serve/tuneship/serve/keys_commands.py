@@ -43,12 +43,16 @@ def list_(*, file: Path | None = None) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
+    from tuneship.core.progress import say  # noqa: PLC0415
     from tuneship.serve import keys  # noqa: PLC0415
 
     table = Table("key", "models", "admin", "created")
     for name, record in keys.read(file or keys.default_file()).items():
         models = "all" if record.models is None else ", ".join(record.models)
         table.add_row(name, models, "yes" if record.admin else "no", record.created)
+    if not table.rows:
+        say("no key yet: tuneship keys add NAME")
+        return
     Console(width=None if sys.stdout.isatty() else 140).print(table, highlight=False)
 
 

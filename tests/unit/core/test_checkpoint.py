@@ -130,6 +130,15 @@ def test_what_is_no_model_is_refused(model: Path, missing: str, says: str):
         checkpoint.identify(model, "org/base", "main")
 
 
+def test_who_names_a_run_is_told_which_model_lies_in_it(tmp_path: Path):
+    merged = tmp_path / "run" / "artifacts" / "merged-1"
+    merged.mkdir(parents=True)
+    for folder in (tmp_path / "run", merged.parent):
+        with pytest.raises(ArtifactError) as caught:
+            checkpoint.weights_sha256(folder)
+        assert caught.value.hint == f"the model in it is {merged}: name that"
+
+
 def test_a_broken_config_is_refused(model: Path):
     (model / "config.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"config.json cannot be read"):
