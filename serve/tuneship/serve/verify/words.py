@@ -7,9 +7,6 @@ from typing import NamedTuple
 from tuneship.serve.verify.judge import Finding, Measured
 from tuneship.serve.verify.verdict import Fault
 
-_NEARLY = 0.1
-"""Of the trained effect: less is hardly a wrong strength, which comes as a factor of rank or alpha."""
-
 
 class Said(NamedTuple):
     """A sentence and what to do about it."""
@@ -61,12 +58,6 @@ def fault(finding: Finding, measured: Measured, *, merged: bool) -> Said:
     if finding.fault is Fault.OTHER_ADAPTER:
         who = f"{finding.who!r} answers" if finding.who else "another model answers"
         return Said(f"{who} in its place: {distance}", "its files are not those that were trained: load it again")
-    if finding.fault is Fault.SCALE and abs(measured.effect.slope - 1) < _NEARLY and not merged:
-        return Said(
-            f"it does what it was trained to do ({strength} of the effect), but not as closely as its base: {distance}",
-            "serve the base in the bits of training (--quantization nf4 or dequantized for QLoRA); or it is another "
-            "checkpoint of that training",
-        )
     if finding.fault is Fault.SCALE:
         return Said(
             f"it answers with what it was trained to do, at another strength ({strength} of the effect): {distance}",
