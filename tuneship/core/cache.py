@@ -1,4 +1,4 @@
-"""`$TUNESHIP_CACHE` (default `~/.cache/tuneship`): converted models, and hashes of large files."""
+"""Where tuneship keeps things of the user's: the cache (converted models, hashes of large files), state, API keys."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ def state_dir() -> Path:
     root = Path(os.environ.get("TUNESHIP_STATE") or fallback)
     root.mkdir(parents=True, exist_ok=True)
     return root
+
+
+def keys_file() -> Path:
+    """API keys: `$TUNESHIP_KEYS`, or `tuneship/keys.toml` where the user's settings are (`~/.config`); not made.
+
+    Not in the cache: what lies there may be deleted at any time, and a server without keys would be an open one.
+    """
+    settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return Path(os.environ.get("TUNESHIP_KEYS") or settings / "tuneship" / "keys.toml")
 
 
 def memo_sha256(path: Path) -> str:

@@ -1,6 +1,6 @@
 """What stands before the door's routes: who may come in, and how much of it one request may take.
 
-    app = Guard(build_door(...), Keyring(keys.default_file()))
+    app = Guard(build_door(...), Keyring(cache.keys_file()))
     uvicorn.Config(app, http=DoorProtocol, ws="none", ...)
 
 | limit | answer | where |

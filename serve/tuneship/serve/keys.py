@@ -1,7 +1,7 @@
 """API keys: who may come in, and which models each of them may use.
 
-    secret = keys.add(keys.default_file(), "ci", models=["sql"])   # shown once, stored nowhere
-    ring = Keyring(keys.default_file())
+    secret = keys.add(cache.keys_file(), "ci", models=["sql"])   # shown once, stored nowhere
+    ring = Keyring(cache.keys_file())
     ring.authenticate(b"Bearer ts-...")                            # the key, or a Refusal (401)
 
 A file holds the SHA-256 of each key. A slow hash (bcrypt, argon2) protects passwords, which are guessed from a list; a
@@ -40,7 +40,6 @@ from tuneship.serve.running import ADMIN_KEY_VARIABLE
 PREFIX = "ts-"
 SCOPE_KEY = "tuneship.key"
 """Where an ASGI scope says who asks (`guard.Guard` puts it there); not there, or None: no key is needed."""
-FILE_VARIABLE = "TUNESHIP_KEYS"
 API_KEY_VARIABLE = "TUNESHIP_API_KEY"
 _MIN_LENGTH = 16
 """Of a key that a person chose, in the environment."""
@@ -171,15 +170,6 @@ def permits(scope: Scope, model: str) -> bool:
     """Whether the key that the request came with may use `model`."""
     key: Key | None = scope.get(SCOPE_KEY)
     return key is None or key.may_use(model)
-
-
-def default_file() -> Path:
-    """`$TUNESHIP_KEYS`, or `tuneship/keys.toml` where the user's settings are (`~/.config`).
-
-    Not in the cache: what lies there may be deleted at any time, and a server without keys would be an open one.
-    """
-    settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return Path(os.environ.get(FILE_VARIABLE) or settings / "tuneship" / "keys.toml")
 
 
 def read(path: Path) -> dict[str, KeyRecord]:

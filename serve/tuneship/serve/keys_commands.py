@@ -21,10 +21,11 @@ def add(name: str, *, models: str = "", admin: bool = False, file: Path | None =
         The keys file; by default $TUNESHIP_KEYS or ~/.config/tuneship/keys.toml.
 
     """
+    from tuneship.core.cache import keys_file  # noqa: PLC0415
     from tuneship.core.progress import say  # noqa: PLC0415 - `--help` starts without all of this
     from tuneship.serve import keys  # noqa: PLC0415
 
-    path = file or keys.default_file()
+    path = file or keys_file()
     wanted = [model.strip() for model in models.split(",")] if models else None
     secret = keys.add(path, name, wanted, admin=admin)
     print(secret)
@@ -43,11 +44,12 @@ def list_(*, file: Path | None = None) -> None:
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
+    from tuneship.core.cache import keys_file  # noqa: PLC0415
     from tuneship.core.progress import say  # noqa: PLC0415
     from tuneship.serve import keys  # noqa: PLC0415
 
     table = Table("key", "models", "admin", "created")
-    for name, record in keys.read(file or keys.default_file()).items():
+    for name, record in keys.read(file or keys_file()).items():
         models = "all" if record.models is None else ", ".join(record.models)
         table.add_row(name, models, "yes" if record.admin else "no", record.created)
     if not table.rows:
@@ -67,10 +69,11 @@ def revoke(name: str, *, file: Path | None = None) -> None:
         The keys file; by default $TUNESHIP_KEYS or ~/.config/tuneship/keys.toml.
 
     """
+    from tuneship.core.cache import keys_file  # noqa: PLC0415
     from tuneship.core.progress import say  # noqa: PLC0415
     from tuneship.serve import keys  # noqa: PLC0415
 
-    path = file or keys.default_file()
+    path = file or keys_file()
     left = keys.revoke(path, name)
     say(
         f"revoked {name}; {len(left)} left"

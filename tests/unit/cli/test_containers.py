@@ -12,8 +12,9 @@ import pytest
 
 from tests.unit.cli.engine_that_records import Asked, recording
 from tuneship.cli.containers import engine, verbs
-from tuneship.cli.containers.plan import ROLES, Wishes, keys_file, plan_run
+from tuneship.cli.containers.plan import ROLES, Wishes, plan_run
 from tuneship.cli.containers.words import Build, Run
+from tuneship.core.cache import keys_file
 from tuneship.core.errors import PreflightError, TuneshipError
 
 ROOT = Path(__file__).parents[3]
@@ -170,10 +171,11 @@ def test_a_server_needs_a_key():
 
 
 def test_a_file_of_keys_is_where_serve_looks_for_it():
-    from tuneship.serve import keys
+    from tuneship.serve import keys, keys_commands
 
-    assert keys_file() == keys.default_file()
-    secret = keys.add(keys.default_file(), "ci")
+    keys_commands.add("verb")
+    assert list(keys.read(keys_file())) == ["verb"]
+    secret = keys.add(keys_file(), "ci")
     run = planned("serve", "merged-1")
     assert secret not in run.words()
     assert run.settings["TUNESHIP_KEYS"] == str(keys_file())

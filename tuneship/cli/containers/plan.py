@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tuneship.cli.containers.words import PORT, Bind, Role, Run
-from tuneship.core.cache import cache_dir, state_dir
+from tuneship.core.cache import cache_dir, keys_file, state_dir
 from tuneship.core.errors import PreflightError, TuneshipError
 
 ROLES: Mapping[str, Role] = {
@@ -89,12 +89,6 @@ def plan_run(command: Sequence[str], wishes: Wishes) -> Run:
 def image_of(role: Role) -> str:
     """Its name, unless the caller gives another."""
     return f"tuneship-{role}"
-
-
-def keys_file() -> Path:
-    """Where `tuneship keys` writes (`tuneship.serve.keys.default_file`, which the base install cannot import)."""
-    settings = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    return Path(os.environ.get("TUNESHIP_KEYS") or settings / "tuneship" / "keys.toml")
 
 
 def _role(command: Sequence[str]) -> Role:
