@@ -17,9 +17,8 @@ from pydantic import BaseModel, Field
 from tuneship.core.errors import DataError
 from tuneship.core.progress import say
 from tuneship.core.recipe import Data
-from tuneship.train.data import formats, sources
+from tuneship.train.data import dataset, sources
 from tuneship.train.data.seen import Seen, What
-from tuneship.train.data.sources import Raw
 from tuneship.train.data.suspects import Suspects
 from tuneship.train.data.template import IGNORED, ChatTemplate, Conversation, Encoded
 
@@ -151,7 +150,7 @@ class _Pass:
             if split.rows % _EVERY == 0:
                 say(f"{split.rows:,} rows of {pattern} read")
             try:
-                conversation, encoded = self._encode(raw)
+                conversation, encoded = dataset.read(raw, self._data, self._template)
             except DataError as error:
                 self._refuse(raw.place, error)
                 continue
@@ -163,12 +162,6 @@ class _Pass:
             split.median = int(np.median(np.frombuffer(self._lengths, np.uint32)))
             split.needed = needed(self._lengths)
         return split
-
-    def _encode(self, raw: Raw) -> tuple[Conversation, Encoded]:
-        if raw.error:
-            raise DataError(raw.error)
-        conversation = formats.conversation(raw.row, self._data)
-        return conversation, self._template.encode(conversation, self._data.loss)
 
     def _refuse(self, place: str, error: DataError) -> None:
         """Reasons that differ in a number, a name or in where JSON ends are one."""

@@ -14,7 +14,7 @@ from tuneship.core.recipe import Data
 from tuneship.train.data import formats, sources, store
 from tuneship.train.data.sources import Raw
 from tuneship.train.data.store import Stored
-from tuneship.train.data.template import ChatTemplate, Encoded
+from tuneship.train.data.template import ChatTemplate, Conversation, Encoded
 
 _SHOWN = 5
 
@@ -104,8 +104,8 @@ class _Reading:
                     self.first.append(f"{raw.place}: {error.message}")
 
 
-def encode(raw: Raw, data: Data, template: ChatTemplate) -> Encoded:
-    """One row as tokens.
+def read(raw: Raw, data: Data, template: ChatTemplate) -> tuple[Conversation, Encoded]:
+    """What one row says, and as tokens, however many they are.
 
     Raises:
         DataError: it cannot be used, and why.
@@ -113,7 +113,18 @@ def encode(raw: Raw, data: Data, template: ChatTemplate) -> Encoded:
     """
     if raw.error:
         raise DataError(raw.error)
-    encoded = template.encode(formats.conversation(raw.row, data), data.loss)
+    conversation = formats.conversation(raw.row, data)
+    return conversation, template.encode(conversation, data.loss)
+
+
+def encode(raw: Raw, data: Data, template: ChatTemplate) -> Encoded:
+    """One row as tokens.
+
+    Raises:
+        DataError: it cannot be used, and why.
+
+    """
+    _, encoded = read(raw, data, template)
     if len(encoded.input_ids) > data.max_length:
         raise DataError(f"{len(encoded.input_ids)} tokens, over data.max_length = {data.max_length}")
     return encoded
