@@ -72,12 +72,9 @@ def build_base(
 
 def make_plan(recipe: Recipe) -> Plan:
     """Read all rows and plan the run; loads the tokenizer, and no model."""
-    from tuneship.train.fetch import fetch as bring  # noqa: PLC0415
-    from tuneship.train.fetch import fetch_data  # noqa: PLC0415
+    from tuneship.train.fetch import fetch_all  # noqa: PLC0415
     from tuneship.train.prepare import plan, prepare, read_rows  # noqa: PLC0415
 
-    bring(recipe.model.id, recipe.model.revision)
-    for pattern in (recipe.data.train, recipe.data.heldout):
-        fetch_data(pattern)
+    fetch_all(recipe)
     prepared = prepare(recipe)
     return plan(recipe, prepared.source, read_rows(recipe, prepared.template).train)

@@ -17,6 +17,7 @@ from tuneship.core.errors import ArtifactError, DataError, TuneshipError
 from tuneship.core.files import sync_tree
 from tuneship.core.model_source import BUNDLED_ID, BUNDLED_PACKAGE, ModelSource
 from tuneship.core.progress import say
+from tuneship.core.recipe import Recipe
 
 _DATA = ["*.md", *(f"*{ending}*" for ending in data_source.ENDINGS)]
 """Of a data set: its card, which says what its splits are, and its rows, also packed ones."""
@@ -37,6 +38,13 @@ def fetch(model_id: str, revision: str = "main") -> ModelSource:
     elif not model_id.startswith("bundled:") and not Path(model_id).is_dir():
         _download("model", model_id, revision, _MODEL, ArtifactError, "give model.id a local folder")
     return model_source.resolve(model_id, revision)
+
+
+def fetch_all(recipe: Recipe) -> ModelSource:
+    """Both of a recipe: its base, and rows that lie on the hub (errors as those)."""
+    for pattern in (recipe.data.train, recipe.data.heldout):
+        fetch_data(pattern)
+    return fetch(recipe.model.id, recipe.model.revision)
 
 
 def fetch_data(pattern: str) -> None:

@@ -29,14 +29,12 @@ from tuneship.train.fitting import checkpoints, fit, full, smoke, tracking
 from tuneship.train.fitting.checkpoints import Checkpoint, Identity
 from tuneship.train.planning import probe
 from tuneship.train.planning.plan import Plan
-from tuneship.train.prepare import Prepared
+from tuneship.train.prepare import Prepared, Rows
 
 
 def fetch_all(job: Job) -> Path:
     """Bring the recipe's base, and rows that lie on the hub, to this disk."""
-    for pattern in (job.recipe.data.train, job.recipe.data.heldout):
-        fetch.fetch_data(pattern)
-    return fetch.fetch(job.recipe.model.id, job.recipe.model.revision).path
+    return fetch.fetch_all(job.recipe).path
 
 
 def train(job: Job) -> Path:
@@ -53,7 +51,7 @@ def train(job: Job) -> Path:
         _keep_heldout(heldout, recipe, job.attempt)
     few = int(job.inputs.get("smoke", 0))
     rows = smoke.subset(rows, few)
-    learnt = rows
+    learnt, read = rows, Rows(rows, heldout)
     if recipe.train.packs:
         learnt = rows._replace(rows=packing.pack(rows.rows, recipe.data.max_length, job.attempt))
     todo = prepare.plan(recipe, prepared.source, learnt)
@@ -77,7 +75,7 @@ def train(job: Job) -> Path:
             reference = before.reference(trained)
             measured = full.write(trained, prepared, recipe, reference, work, force=job.force)
             dtype = str(model.pick_dtype(recipe.model.dtype)).removeprefix("torch.")
-            manifest = _manifest(job, recipe, prepared, rows, dtype, None, measured | {"train_s": train_s})
+            manifest = _manifest(job, recipe, prepared, read, dtype, None, measured | {"train_s": train_s})
         else:
             config = export.save_adapter(trained, work)
             prepared.tokenizer.save_pretrained(work)
@@ -85,7 +83,7 @@ def train(job: Job) -> Path:
             if chosen:
                 reference = parity.measure_reference(trained, chosen, prepared.pad_id, dtype)
                 write_reference(work / artifacts.EVIDENCE, reference)
-            manifest = _manifest(job, recipe, prepared, rows, dtype, config, {"train_s": train_s})
+            manifest = _manifest(job, recipe, prepared, read, dtype, config, {"train_s": train_s})
         sealed = artifacts.seal(work, manifest)
     checkpoints.remove_all(job.attempt.parent)
     return sealed.path
@@ -181,7 +179,7 @@ def _manifest(
     job: Job,
     recipe: Recipe,
     prepared: Prepared,
-    rows: Dataset,
+    read: Rows,
     dtype: str,
     config: dict[str, Any] | None,
     metrics: dict[str, float],
@@ -216,11 +214,11 @@ def _manifest(
         end_token_ids=prepared.end_ids,
         tokenizer_sha256=checkpoint.tokenizer_sha256(prepared.source.path),
         data=artifacts.DataRecord(
-            train_sha256=rows.sha256,
-            heldout_sha256=data_sha256(recipe.data.heldout),
-            rows=len(rows.rows),
-            tokens=rows.tokens,
-            loss_tokens=rows.loss_tokens,
+            train_sha256=read.train.sha256,
+            heldout_sha256=read.heldout.sha256 if read.heldout else "",
+            rows=len(read.train.rows),
+            tokens=read.train.tokens,
+            loss_tokens=read.train.loss_tokens,
         ),
         recipe_digest=recipe_file.digest(recipe, "model", "quantization", "data", "lora", "train"),
         seeds={"train": recipe.train.seed},
