@@ -12,6 +12,7 @@ from tuneship.core.cache import memo_sha256
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_listing
 
+TEMPLATE_FILE = "chat_template.jinja"
 _WEIGHTS = ("*.safetensors",)
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 _HUB_BLOB = re.compile(r"^[0-9a-f]{64}$")
@@ -76,7 +77,7 @@ def tokenizer_sha256(path: Path) -> str:
 
 def chat_template(path: Path) -> str:
     """The checkpoint's chat template; empty when it has none."""
-    file = path / "chat_template.jinja"
+    file = path / TEMPLATE_FILE
     if file.is_file():
         return file.read_text(encoding="utf-8")
     try:

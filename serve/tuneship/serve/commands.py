@@ -92,12 +92,12 @@ def serve(
     from pydantic import ValidationError  # noqa: PLC0415 - `--help` starts without all of this
 
     from tuneship.core import chat_templates  # noqa: PLC0415
-    from tuneship.core.cache import cache_dir, state_dir  # noqa: PLC0415
+    from tuneship.core.cache import cache_dir, keys_file, state_dir  # noqa: PLC0415
     from tuneship.core.errors import RecipeError  # noqa: PLC0415
     from tuneship.core.recipe import Serve  # noqa: PLC0415
     from tuneship.serve import catalog, quantized, server  # noqa: PLC0415
-    from tuneship.serve.dressed import Dress  # noqa: PLC0415
-    from tuneship.serve.keys import Keyring, default_file  # noqa: PLC0415
+    from tuneship.serve.dressed import dress  # noqa: PLC0415
+    from tuneship.serve.keys import Keyring  # noqa: PLC0415
 
     try:
         settings = Serve(
@@ -120,16 +120,12 @@ def serve(
         first = error.errors()[0]
         flag = f"--{str(first['loc'][0]).removesuffix('_s').replace('_', '-')}: " if first["loc"] else ""
         raise RecipeError(f"{flag}{first['msg'].removeprefix('Value error, ')}") from None
-    keyring = Keyring(keys or default_file())
+    keyring = Keyring(keys or keys_file())
     served = quantized.with_quantization(model, settings)
     name = name or quantized.public_name(model)
     log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"
-    dress = Dress(chat_templates.resolve(template, Path.cwd()), log) if template else None
-    found = catalog.read(served, adapters, max_rank=max_rank, name=name, to_come=state is not None, dress=dress)
-    if found.mode == "adapters" and port and state is None:
-        state = state_dir() / f"{found.base.version.replace('/', '--')}-{port}"
-    try:
+    with dress(chat_templates.resolve(template, Path.cwd()), log) as dressed:
+        found = catalog.read(served, adapters, max_rank=max_rank, name=name, to_come=state is not None, dress=dressed)
+        if found.mode == "adapters" and port and state is None:
+            state = state_dir() / f"{found.base.version.replace('/', '--')}-{port}"
         server.run(found, settings, server.Files(log, endpoint_file, state), server.Access(keyring, admin_port))
-    finally:
-        if dress:
-            dress.take_off()

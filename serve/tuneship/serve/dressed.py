@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,7 @@ from tuneship.core.files import sha256_text
 from tuneship.serve import scratch
 from tuneship.serve.preflight import is_adapter
 
-TEMPLATE = "chat_template.jinja"
-_OWN = (TEMPLATE, "chat_templates", "generation_config.json")
+_OWN = (checkpoint.TEMPLATE_FILE, "chat_templates", "generation_config.json")
 
 
 class Dress(NamedTuple):
@@ -37,7 +37,7 @@ class Dress(NamedTuple):
         for file in base.iterdir():
             if file.name not in _OWN:
                 (folder / file.name).symlink_to(file.absolute())
-        (folder / TEMPLATE).write_text(self.template, encoding="utf-8")
+        (folder / checkpoint.TEMPLATE_FILE).write_text(self.template, encoding="utf-8")
         settings = base / "generation_config.json"
         written = json.loads(settings.read_bytes()) if settings.is_file() else {}
         ends = [*checkpoint.end_token_ids(base), *(end for path in adapters for end in _ends(path))]
@@ -49,6 +49,17 @@ class Dress(NamedTuple):
     def take_off(self) -> None:
         """Remove the folder."""
         shutil.rmtree(scratch.folder(self.log, "base"), ignore_errors=True)
+
+
+@contextmanager
+def dress(template: str, log: Path) -> Iterator[Dress | None]:
+    """That of a server with this `template`, and the folder's end; None where it is empty."""
+    wanted = Dress(template, log) if template else None
+    try:
+        yield wanted
+    finally:
+        if wanted:
+            wanted.take_off()
 
 
 def _ends(path: Path) -> tuple[int, ...]:

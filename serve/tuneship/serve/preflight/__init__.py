@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tuneship.core import artifact, servable
+from tuneship.core import artifact, checkpoint, servable
 from tuneship.core.artifact import Artifact, FileRecord
 from tuneship.core.errors import ArtifactError, PreflightError, TuneshipError
 from tuneship.core.files import sha256_file
@@ -190,8 +190,8 @@ def _origin(opened: Artifact, base: BaseModel) -> list[Reason]:
     """The manifest says which text it was trained on."""
     manifest, reasons = opened.manifest, []
     if manifest.template.sha256 != base.template_sha256:
-        own = f"serve the base with --template {opened.path / 'chat_template.jinja'}, or {MERGE}"
-        fix = own if (opened.path / "chat_template.jinja").is_file() else MERGE
+        own = opened.path / checkpoint.TEMPLATE_FILE
+        fix = f"serve the base with --template {own}, or {MERGE}" if own.is_file() else MERGE
         reasons.append(Reason(f"was trained with another chat template than {base.record.id} has", fix))
     if manifest.tokenizer_sha256 != base.tokenizer_sha256:
         reasons.append(

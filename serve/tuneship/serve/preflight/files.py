@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from tuneship.core.checkpoint import TEMPLATE_FILE
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.servable import REEXPORT, Reason
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
-TEMPLATE = ("chat_template.jinja", "tokenizer_config.json")
+TEMPLATE = (TEMPLATE_FILE, "tokenizer_config.json")
 
 _SHARDS = "model.safetensors.index.json"
 """SGLang takes the names of the weight files from it, whatever else is there."""

@@ -76,7 +76,7 @@ def _template(folder: Path, base: Path) -> list[Reason]:
     try:
         own = checkpoint.chat_template(folder).strip()
     except UnicodeDecodeError as error:
-        raise ArtifactError(f"{folder / 'chat_template.jinja'} cannot be read: {error}") from None
+        raise ArtifactError(f"{folder / checkpoint.TEMPLATE_FILE} cannot be read: {error}") from None
     served = checkpoint.chat_template(base).strip()
     if own in {"", served}:
         return []
