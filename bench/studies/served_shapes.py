@@ -3,8 +3,8 @@
     base = write_base("1.5b", folder / "base")            # Qwen2.5-1.5B's layers, with the bundled model's tokenizer
     write_adapter("1.5b", folder / "adapters" / "a0", seed=0)
 
-The vocabulary is the bundled model's (49,152 instead of 151,936), because prompts must be tokenized: the LM head is
-that much smaller than the real one's.
+The vocabulary is the bundled model's (49,152 instead of 151,936) unless another is asked for, because prompts must be
+tokenized: the LM head is that much smaller than the real one's.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Layers(NamedTuple):
 SHAPES = {"1.5b": Layers(1536, 8960, 28, 12, 2), "tiny": Layers(128, 256, 2, 2, 1)}
 
 
-def write_base(shape: str, path: Path) -> Path:
-    """A bf16 checkpoint at `path`; one that is there already is kept."""
+def write_base(shape: str, path: Path, vocab: int = 0) -> Path:
+    """A bf16 checkpoint at `path`, of `vocab` words (0: the tokenizer's); one that is there already is kept."""
     if path.exists():
         return path
     import torch  # noqa: PLC0415 - takes seconds
@@ -48,7 +48,7 @@ def write_base(shape: str, path: Path) -> Path:
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
-        vocab_size=json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))["vocab_size"],
+        vocab_size=vocab or json.loads((tokenizer / "config.json").read_text(encoding="utf-8"))["vocab_size"],
         max_position_embeddings=8192,
         tie_word_embeddings=True,
         bos_token_id=1,

@@ -12,17 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shutil
 from pathlib import Path
 from typing import Any
 
-from tuneship.core.model_source import BUNDLED_ID, resolve
+from served_shapes import write_base
 
 ROWS = 96
-QWEN_1_5B = {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
-             "num_key_value_heads": 2, "vocab_size": 151936}  # fmt: skip
-TINY = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 49152}  # fmt: skip
+QWENS_VOCABULARY = 151936
 RECIPE = """name = "speed"
 
 [model]
@@ -41,7 +37,6 @@ alpha = 32
 effective_batch = 64
 scheduler = "constant"
 """
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 def main() -> None:
@@ -51,23 +46,9 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=1024, help="tokens of each row")
     parser.add_argument("--tiny", action="store_true", help="a shape for a dry run")
     asked = parser.parse_args()
-    _write_base(asked.folder / "base", TINY if asked.tiny else QWEN_1_5B)
+    write_base("tiny" if asked.tiny else "1.5b", asked.folder / "base", vocab=0 if asked.tiny else QWENS_VOCABULARY)
     _write_rows(asked.folder, asked.length)
     (asked.folder / "bench.toml").write_text(RECIPE.format(length=asked.length), encoding="utf-8")
-
-
-def _write_base(path: Path, shape: dict[str, int]) -> None:
-    import torch  # noqa: PLC0415 - takes seconds
-    from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: PLC0415
-
-    config = Qwen2Config(
-        **shape, max_position_embeddings=32768, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2
-    )
-    torch.manual_seed(0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
-    for name in _TOKENIZER:
-        shutil.copy(resolve(BUNDLED_ID).path / name, path)
 
 
 def _write_rows(folder: Path, length: int) -> None:
