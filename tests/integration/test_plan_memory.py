@@ -34,7 +34,7 @@ def python(program: str, *words: str, env: dict[str, str] | None = None) -> Any:
 
 def allocated(model: Path, serve: Serve, adapters: Path | None, folder: Path) -> dict[str, int]:
     """What SGLang allocates when it is started as we start it."""
-    found = catalog.read(str(model), adapters, max_rank=serve.max_rank)
+    found = catalog.read(str(model), *filter(None, [adapters]), max_rank=serve.max_rank)
     loaded = [LoadedAdapter(entry.selector, entry.path) for entry in found.entries if entry.selector]
     config = configure(serve, found, hardware.detect(), 31000, loaded)
     return python("allocated_bytes.py", *flags(config), env=environment(config, os.environ, folder))

@@ -1,7 +1,7 @@
 """What a server serves: a table from the name that clients send to the model that answers.
 
     catalog = read("runs/x/artifacts/merged-3fa9c1d20b77")
-    catalog = read("Qwen/Qwen2.5-1.5B-Instruct", Path("adapters/"), max_rank=64)
+    catalog = read("Qwen/Qwen2.5-1.5B-Instruct", Path("runs/sql"), Path("adapters/"), max_rank=64)
 
 Everything in it was checked: artifacts byte by byte, adapters against the base. `Entry.selector` is the adapter's name
 inside the engine and never leaves it; clients know `Entry.name` and read `Entry.version` in every answer's header.
@@ -18,6 +18,7 @@ from tuneship.core import artifact, checkpoint
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.model_source import ModelSource, resolve
 from tuneship.core.progress import say
+from tuneship.core.rundir import RunDir
 from tuneship.serve import preflight, quantized
 from tuneship.serve.dressed import Dress
 from tuneship.serve.preflight import BaseModel, Limits
@@ -65,8 +66,7 @@ class Catalog(NamedTuple):
 
 def read(
     model: str,
-    adapters: Path | None = None,
-    *,
+    *adapters: Path,
     max_rank: int = 64,
     name: str = "",
     to_come: bool = False,
@@ -75,9 +75,10 @@ def read(
     """Find and check what is to be served.
 
     `model` is the directory of a merged artifact or an NF4 base, or a base: a hub id, a path or a bundled id.
-    `adapters` is one adapter's directory or a directory of them; `name` is what clients shall call `model`. `to_come`:
-    adapters may be loaded later, or come from the server's registry. `dress` is the chat template that a base is served
-    under in place of its own; a merged model has the one that it was trained with.
+    Each of `adapters` is one adapter's directory, a directory of them, or the run that trained one; `name` is what
+    clients shall call `model`. `to_come`: adapters may be loaded later, or come from the server's registry. `dress` is
+    the chat template that a base is served under in place of its own; a merged model has the one that it was trained
+    with.
 
     Raises:
         ArtifactError: no such model or adapter; changed, truncated, or made for another base.
@@ -87,12 +88,12 @@ def read(
     source, first = _artifact(Path(model), name) if artifact.is_artifact(Path(model)) else _base(model, name)
     weights = quantized.weights(source.path).method
     whole = bool(first.artifact_id) and not artifact.quantized_base(source.path)
-    paths = _adapters(adapters) if adapters else []
+    paths = list(dict.fromkeys(path for folder in adapters for path in _adapters(folder)))
     if dress and not whole:
         path = dress.put_on(source.path, paths)
         version = f"{first.name}@{dress.version(first.version)}"
         source, first = source._replace(path=path), first._replace(path=path, version=version)
-    if adapters is None and not to_come:
+    if not adapters and not to_come:
         return Catalog("merged" if whole else "base", (first,), weights, source)
     facts = preflight.read_base(source)
     found = (_adapter(path, facts, Limits(max_rank)) for path in paths)
@@ -137,19 +138,25 @@ def _adapter(path: Path, base: BaseModel, limits: Limits) -> Entry:
 
 
 def _adapters(folder: Path) -> list[Path]:
-    """The adapters in `folder`, or `folder` itself if it is one: a trainer's checkpoints in it are none of ours."""
+    """The adapters in `folder`, or `folder` itself if it is one: a trainer's checkpoints in it are none of ours.
+
+    Of a run it is the one that it trained last.
+    """
     if not folder.is_dir():
-        raise ArtifactError(f"no directory {folder}", hint="--adapters wants an adapter, or a directory of them")
+        raise ArtifactError(f"no directory {folder}", hint="--adapters wants an adapter, a directory of them, or a run")
     # Not resolved: a link's own name is the one that was meant.
     here = folder.absolute()
     if preflight.is_adapter(here):
         return [here]
+    trained = RunDir(here).state().stages.get("train")
+    if trained and preflight.is_adapter(here / trained.output):
+        return [here / trained.output]
     found = [path for path in sorted(here.iterdir()) if preflight.is_adapter(path)]
     if not found:
         deeper = preflight.deeper(folder)
         raise ArtifactError(
             f"no adapter in {folder}",
-            hint=f"deeper in it lies {deeper}; several are served from one folder: link or copy them there"
+            hint=f"deeper in it lies {deeper}: name that, with one --adapters for each"
             if deeper
             else "an adapter is a directory with an adapter_config.json",
         )
@@ -160,9 +167,12 @@ def _all_different(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     seen: dict[str, Entry] = {}
     for entry in entries:
         if entry.name in seen:
+            before = seen[entry.name]
             raise PreflightError(
-                f"two models are called {entry.name!r}: {seen[entry.name].path} and {entry.path}",
-                hint="keep one of them in the directory, or call the base something else with --name",
+                f"two models are called {entry.name!r}: {before.source or before.path} and {entry.source}",
+                hint="leave one of them out, and bring it in beside the other: tuneship adapters load PATH --alias NAME"
+                if before.source
+                else "call the base something else with --name",
             )
         seen[entry.name] = entry
     return tuple(seen.values())

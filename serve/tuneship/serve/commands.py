@@ -10,7 +10,7 @@ from typing import Literal
 def serve(
     model: str,
     *,
-    adapters: Path | None = None,
+    adapters: list[Path] | None = None,
     name: str = "",
     host: str = "127.0.0.1",
     port: int = 30000,
@@ -41,7 +41,8 @@ def serve(
     model
         A merged artifact's or a built base's directory, or a base: hub id, local path, bundled:smollm2-135m-instruct.
     adapters
-        An adapter, or a directory of them, served beside the base, each under its own name.
+        An adapter, a directory of them, or a run (the adapter that it trained last), served beside the base under its own
+        name; once for each.
     name
         What clients call MODEL.
     host
@@ -125,7 +126,9 @@ def serve(
     name = name or quantized.public_name(model)
     log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"
     with dress(chat_templates.resolve(template, Path.cwd()), log) as dressed:
-        found = catalog.read(served, adapters, max_rank=max_rank, name=name, to_come=state is not None, dress=dressed)
+        found = catalog.read(
+            served, *adapters or (), max_rank=max_rank, name=name, to_come=state is not None, dress=dressed
+        )
         if found.mode == "adapters" and port and state is None:
             state = state_dir() / f"{found.base.version.replace('/', '--')}-{port}"
         server.run(found, settings, server.Files(log, endpoint_file, state), server.Access(keyring, admin_port))

@@ -15,13 +15,13 @@ def serve(job: Job) -> Path:
     """Serve `inputs["model"]` (and `inputs["adapters"]`) until SIGTERM; `inputs["endpoint"]` is there meanwhile."""
     recipe = job.recipe
     settings = recipe.serve.model_copy(update={"port": int(job.inputs["port"])})
-    adapters = Path(job.inputs["adapters"]) if job.inputs["adapters"] else None
+    adapters = [Path(job.inputs["adapters"])] if job.inputs["adapters"] else []
     model = quantized.with_quantization(job.inputs["model"], settings, double=recipe.quantization.double)
     # Its own clients are on this machine: no keys but those that the environment demands.
     keyring = Keyring(job.attempt / "keys.toml")
     files = server.Files(job.attempt / "engine.log", Path(job.inputs["endpoint"]))
     with dress(_template(job, model, with_adapters=bool(adapters)), files.log) as dressed:
-        found = catalog.read(model, adapters, max_rank=settings.max_rank, name=job.inputs["name"], dress=dressed)
+        found = catalog.read(model, *adapters, max_rank=settings.max_rank, name=job.inputs["name"], dress=dressed)
         server.run(found, settings, files, server.Access(keyring))
     return job.attempt
 

@@ -189,6 +189,19 @@ def test_one_mount_a_path_and_who_must_write_decides(monkeypatch, at_home):
     assert [bind.read_only for bind in run.binds if bind.path == at_home] == [False]
 
 
+def test_every_folder_that_a_server_is_given_is_mounted(monkeypatch, at_home, tmp_path):
+    monkeypatch.setenv("TUNESHIP_API_KEY", KEY)
+    base, one, two = (tmp_path / name for name in ("base", "one", "two"))
+    for path in (base, one, two, at_home / "inside"):
+        path.mkdir()
+    run = planned(
+        "serve", str(base), "--adapters", "../one", f"--adapters={two}", "--adapters", "inside", "--name", "x"
+    )
+    assert {(path, True) for path in (base, one, two)} <= set(run.binds)
+    assert not [bind for bind in run.binds if bind.path == at_home / "inside"]
+    assert base not in {bind.path for bind in planned("train", str(base)).binds}
+
+
 @pytest.mark.parametrize("verb", ["up", "bench", "", "--help"])
 def test_a_verb_of_no_image_is_refused_by_name(verb):
     with pytest.raises(TuneshipError) as refused:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tuneship.core.errors import ArtifactError, PreflightError
+from tuneship.core.rundir import RunDir
 from tuneship.serve import catalog
 
 
@@ -106,8 +107,9 @@ def test_two_adapters_of_one_name(base: Path, seal_adapter, make_adapter):
 
 
 def test_an_adapter_called_like_the_base(base: Path, make_adapter):
-    with pytest.raises(PreflightError, match="two models are called 'base'"):
+    with pytest.raises(PreflightError, match="two models are called 'base'") as caught:
         catalog.read(str(base), make_adapter("base"))
+    assert "--name" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", ["a b", "a:b", "a@b", "é"])
@@ -179,3 +181,26 @@ def test_who_names_the_folder_of_all_runs_is_told_where_an_adapter_lies(base: Pa
         with pytest.raises(ArtifactError, match="no adapter in") as caught:
             catalog.read(str(base), folder)
         assert str(adapter) in caught.value.hint
+
+
+def test_adapters_of_several_places_lie_beside_each_other(base: Path, seal_adapter, make_adapter):
+    sealed, plain = seal_adapter("sql"), make_adapter("plain")
+    found = catalog.read(str(base), sealed.path, plain.parent, plain)
+    assert [entry.name for entry in found.entries] == ["base", "sql", "plain"]
+
+
+def test_a_runs_folder_is_the_adapter_that_it_trained_last(base: Path, seal_adapter, tmp_path: Path):
+    run = RunDir(tmp_path)
+    before, last = seal_adapter("first"), seal_adapter("second")
+    for number, adapter in enumerate((before, last)):
+        run.finish("train", f"input-{number}", adapter.path, tmp_path / "stages" / "train" / f"attempt-{number}")
+    assert [entry.name for entry in catalog.read(str(base), run.path).entries] == ["base", "second"]
+
+
+def test_two_places_with_adapters_of_one_name(base: Path, seal_adapter, make_adapter):
+    sealed, plain = seal_adapter("sql"), make_adapter("sql")
+    with pytest.raises(PreflightError, match="two models are called 'sql'") as caught:
+        catalog.read(str(base), sealed.path, plain)
+    assert str(sealed.path) in caught.value.message
+    assert str(plain) in caught.value.message
+    assert "adapters load" in caught.value.hint

@@ -54,6 +54,11 @@ def test_a_truncated_adapter(base: Path, seal_adapter, tmp_path: Path):
     assert "adapter_model.safetensors" in said
 
 
+def test_each_of_several_places_of_adapters_is_looked_at(base: Path, seal_adapter, make_adapter, tmp_path: Path):
+    words = ("--adapters", str(seal_adapter("sql").path), "--adapters", str(make_adapter("sql")))
+    assert "two models are called 'sql'" in refused(serve(str(base), *words, cwd=tmp_path), tmp_path)
+
+
 def test_an_nf4_base_with_tensor_parallel(base: Path, tmp_path: Path):
     words = ("--quantization", "nf4", "--extra-arg=--tp-size", "--extra-arg=2")
     assert "tensor parallel 2" in refused(serve(str(base), *words, cwd=tmp_path), tmp_path)

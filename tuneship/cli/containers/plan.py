@@ -9,7 +9,7 @@ and a recipe or a run directory means the same inside and outside.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +60,7 @@ def plan_run(command: Sequence[str], wishes: Wishes) -> Run:
     }
     binds = [Bind(folder, serving), *(Bind(path, False) for path in (cache_dir(), state_dir(), hub))]
     binds += [Bind(path.resolve(), True) for path in wishes.mounts]
+    binds += [Bind(path, True) for path in _named(command, folder)] if serving else []
     passed = tuple(name for name in (*_PASSED, *wishes.env) if name in os.environ)
     if serving:
         keys = keys_file()
@@ -99,6 +100,15 @@ def _role(command: Sequence[str]) -> Role:
         f"no image answers {verb!r}" if verb else "nothing to run",
         hint=f"tuneship docker run {'|'.join(ROLES)} ...; benching needs no image, only the URL",
     )
+
+
+def _named(command: Sequence[str], folder: Path) -> Iterator[Path]:
+    """The folders outside of `folder` that a server is told to read: its model, each of --adapters."""
+    for word in command:
+        value = word.partition("=")[2] if word.startswith("--") else word
+        path = Path(os.path.abspath(value))  # noqa: PTH100 - what a link is called is what is looked for inside
+        if value and path.is_dir() and not path.is_relative_to(folder):
+            yield path
 
 
 def _each_once(binds: Iterable[Bind]) -> tuple[Bind, ...]:

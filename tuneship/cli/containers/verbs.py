@@ -62,7 +62,8 @@ def run(
 ) -> None:
     """Run a verb in its image, as you, in this folder: tuneship docker run serve runs/NAME/artifacts/merged-ID.
 
-    Folders of this machine are at the same path inside: this one (read-only, for serve), the cache, and the hub's.
+    Folders of this machine are at the same path inside: this one (read-only, for serve), those that serve is given, the
+    cache, and the hub's.
     Options of this verb that the inner one has too (--port, --host) are of the outside; inside, they are the image's.
 
     Parameters
