@@ -1,4 +1,4 @@
-# Two commands on a machine with python3 (3.11 to 3.13, with venv), make and git:
+# Two commands on a machine with python3 (3.11 or 3.12, with venv), make and git:
 #   make quickstart     trains, merges, serves and measures a small model
 #   make test           unit tests, then a real model and a real server on the CPU
 # Both build .venv from requirements.lock first when needed. `make help` lists the rest.
@@ -9,7 +9,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 
-PYTHON_RANGE := >=3.11,<3.14
+PYTHON_RANGE := >=3.11,<3.13
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 BIN := .venv/bin
 STAMP := .venv/.setup-done

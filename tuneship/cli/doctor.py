@@ -23,7 +23,7 @@ from tuneship.core.errors import TuneshipError
 from tuneship.core.hardware import Hardware, gib
 
 GIB = 2**30
-_PYTHON = ((3, 11), (3, 14))
+_PYTHON = ((3, 11), (3, 13))
 SERVES_FROM = (8, 0)
 """Compute capability that SGLang's kernels start at; below it a card can train and not serve."""
 _BF16_FROM = (8, 0)
@@ -140,7 +140,7 @@ def _python(version: tuple[int, int]) -> Finding:
     text = f"{platform.python_implementation()} {version[0]}.{version[1]}"
     if least <= version < below:
         return Finding("Python", "fine", text)
-    return Finding("Python", "broken", text, f"use Python {least[0]}.{least[1]} to {below[0]}.{below[1] - 1}")
+    return Finding("Python", "broken", text, f"use Python {least[0]}.{least[1]} or {below[0]}.{below[1] - 1}")
 
 
 def _torch(facts: Facts) -> Finding:

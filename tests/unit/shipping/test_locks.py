@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -86,6 +87,16 @@ def imported(*folders: str) -> set[str]:
 
 def test_the_hint_names_the_release_that_was_tested():
     assert f'"{BUNDLED_PACKAGE}=={BUNDLED_RELEASE}"' in pyproject()
+
+
+def test_the_pythons_that_the_lock_installs_on_are_named_alike_everywhere():
+    """SGLang's outlines-core has no wheel for 3.13: pip looks for a Rust compiler there."""
+    assert tomllib.loads(pyproject())["project"]["requires-python"] == ">=3.11,<3.13"
+    assert "PYTHON_RANGE := >=3.11,<3.13\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = re.findall(r"Python :: (3\.\d+)", pyproject())
+    assert named == ["3.11", "3.12"]
+    for file in ("README.md", "Makefile", ".ci/run", "docs/reference/cli.md"):
+        assert "3.11 or 3.12" in (ROOT / file).read_text(encoding="utf-8"), file
 
 
 def pyproject() -> str:

@@ -34,7 +34,7 @@ def build(role: Role, *, context: Path = Path(), tag: str = "", base: str = "", 
     tag
         The image's name (default: tuneship-train, tuneship-serve).
     base
-        Another base image, in place of NVIDIA's: with apt, and a Python from 3.11 to 3.13 in it.
+        Another base image, in place of NVIDIA's: with apt, and a Python 3.11 or 3.12 in it.
     dry_run
         Print the plain command, and do nothing.
 
