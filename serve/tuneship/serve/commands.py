@@ -41,8 +41,8 @@ def serve(
     model
         A merged artifact's or a built base's directory, or a base: hub id, local path, bundled:smollm2-135m-instruct.
     adapters
-        An adapter, a directory of them, or a run (the adapter that it trained last), served beside the base under its own
-        name; once for each.
+        An adapter, a directory of them, or a run (the adapter that it trained last), served beside the base, each under
+        its own name; once for each.
     name
         What clients call MODEL.
     host
