@@ -262,6 +262,8 @@ def test_a_smoke_run_learns_from_a_few_rows_in_a_folder_of_its_own(project):
     record = open_artifact(path, kind="adapter").manifest.data
     assert record is not None
     assert record.rows == 16
+    steps = (RunDir(project / "runs" / "tiny-smoke").latest("train") / "metrics.jsonl").read_text().splitlines()
+    assert len(steps) == 8, "of the recipe's 12"
 
 
 @pytest.mark.parametrize(("sig", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

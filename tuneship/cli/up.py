@@ -76,8 +76,8 @@ def up(
     resume
         Let training go on from the last checkpoint of one that was stopped; the recipe and its data must be the same.
     smoke
-        Only train, on so many rows and in a run directory of its own, and fail unless the loss falls. train.steps
-        stays what it is.
+        Only train, one pass over so many rows (8 steps at least, at most those of the recipe), in a run directory of
+        its own, and fail unless the loss falls.
 
     """
     resolved = recipe_file.load(recipe, dotted.parse(overrides))
@@ -119,8 +119,8 @@ def train(
     resume
         Go on from the last checkpoint of a training that was stopped; the recipe and its data must be the same.
     smoke
-        Train on so many rows, in a run directory of its own, and fail unless the loss falls. train.steps stays what
-        it is.
+        One pass over so many rows (8 steps at least, at most those of the recipe), in a run directory of its own; fail
+        unless the loss falls.
 
     """
     up(recipe, *overrides, until="train", run=run, resume=resume, smoke=smoke)

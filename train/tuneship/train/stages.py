@@ -50,11 +50,12 @@ def train(job: Job) -> Path:
     if heldout:
         _keep_heldout(heldout, recipe, job.attempt)
     few = int(job.inputs.get("smoke", 0))
-    rows = smoke.subset(rows, few)
+    all_rows, rows = len(rows.rows), smoke.subset(rows, few)
     learnt, read = rows, Rows(rows, heldout)
     if recipe.train.packs:
         learnt = rows._replace(rows=packing.pack(rows.rows, recipe.data.max_length, job.attempt))
-    todo = prepare.plan(recipe, prepared.source, learnt)
+    planned = smoke.shortened(recipe, all_rows, len(learnt.rows)) if few else recipe
+    todo = prepare.plan(planned, prepared.source, learnt)
     chosen = parity.choose_rows(heldout.rows) if heldout else []
     whole, before = recipe.train.method == "full", None
     began = time.perf_counter()
@@ -63,7 +64,7 @@ def train(job: Job) -> Path:
     else:
         base = _load(prepared, recipe)
         before = full.Before(base, chosen, prepared.pad_id) if whole else None
-        todo = probe.refine(base, prepared.tokenizer, recipe, todo)
+        todo = probe.refine(base, prepared.tokenizer, planned, todo)
         _say_what_comes(todo)
         began = time.perf_counter()
         trained = fit.fit(base, prepared.tokenizer, learnt.rows, recipe, todo, job.attempt, identity, resume, chosen)

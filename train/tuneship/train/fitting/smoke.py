@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from tuneship.core.errors import TrainError
 from tuneship.core.progress import say
+from tuneship.core.recipe import Recipe
 from tuneship.train.data.dataset import Dataset
 from tuneship.train.fitting import metrics
 
@@ -22,6 +24,22 @@ def subset(dataset: Dataset, count: int) -> Dataset:
     return dataset._replace(rows=dataset.rows.select([index * total // count for index in range(count)]))
 
 
+def shortened(recipe: Recipe, all_rows: int, rows: int) -> Recipe:
+    """`recipe` with the steps of one pass over `rows`: as many as show a fall, and never more than it has itself.
+
+    Args:
+        recipe: the resolved recipe.
+        all_rows: those that it would train on, packed or not.
+        rows: those of the subset, packed where it packs.
+
+    """
+    train = recipe.train
+    own = train.steps or math.ceil(train.epochs * all_rows / train.effective_batch)
+    once = math.ceil(rows / train.effective_batch)
+    steps = min(own, max(once, _FEWEST))
+    return recipe.model_copy(update={"train": train.model_copy(update={"steps": steps})})
+
+
 def require_fall(attempt: Path) -> None:
     """See the mean loss of the last quarter of the steps below that of the first.
 
@@ -33,7 +51,8 @@ def require_fall(attempt: Path) -> None:
     losses = [float(json.loads(line)["loss"]) for line in lines]
     if len(losses) < _FEWEST:
         raise TrainError(
-            f"{len(losses)} steps are too few to see a loss fall", hint="--smoke with more rows, or --train.epochs 3"
+            f"{len(losses)} steps are too few to see a loss fall",
+            hint=f"the recipe has no more: --train.steps {_FEWEST}, or more",
         )
     quarter = len(losses) // 4
     first, last = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
