@@ -197,9 +197,9 @@ def note(connection: sqlite3.Connection, event: Event) -> None:
 def history(connection: sqlite3.Connection, alias: str | None, limit: int) -> list[Event]:
     """The last `limit` lines, the newest first."""
     rows = connection.execute(
-        "SELECT at, actor, verb, alias, version, detail FROM history WHERE ?1 IS NULL OR alias = ?1 "
-        "ORDER BY id DESC LIMIT ?2",
-        (alias, limit),
+        "SELECT at, actor, verb, alias, version, detail FROM history WHERE :alias IS NULL OR alias = :alias "
+        "ORDER BY id DESC LIMIT :limit",
+        {"alias": alias, "limit": limit},
     )
     return [Event(*row) for row in rows]
 
