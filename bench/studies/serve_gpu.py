@@ -9,7 +9,7 @@ every measurement, so that what was measured before a failure is kept.
 
 - load: an adapter that the server never saw, from the admin verb to "loaded", and to the first token of its answer;
 - itl: gaps between tokens of 16 streams while adapters are loaded and unloaded, against the rest of the same run;
-- door: closed loops straight to the engine and through the door, in ABBA blocks (of `merged`, the faster one);
+- door: streams straight to the engine and through the door, in ABBA blocks (of the first server; `door_streams.py`);
 - formats: closed loops of 1, 16 and 64 streams and an open one, on the base of each server with 1, 4 and 8 adapters.
 """
 
@@ -19,11 +19,9 @@ import argparse
 import contextlib
 import itertools
 import json
-import math
 import os
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -32,11 +30,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import door_streams
 import httpx
 import numpy as np
 from served_shapes import SHAPES, write_adapter, write_base
 
-from tuneship.bench.compare.statistics import sign_flip
 from tuneship.bench.load import processes
 from tuneship.bench.load.arrivals import Arrival, schedule
 from tuneship.bench.load.metrics import summarise
@@ -87,6 +85,8 @@ class Options(NamedTuple):
     streams: tuple[int, ...]
     open_rate: float
     clients: int
+    counts: tuple[int, ...]
+    window_s: float
 
 
 def main() -> None:
@@ -100,12 +100,17 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=30)
     parser.add_argument("--blocks", type=int, default=10, help="ABBA blocks of each level of the door")
     parser.add_argument("--streams", type=int, nargs="*", default=(64, 256))
+    parser.add_argument("--window-s", type=float, default=3, help="how long a block of the door reads")
     parser.add_argument("--open-rate", type=float, default=20)
     parser.add_argument("--clients", type=int, default=4, help="processes of the load generator")
+    parser.add_argument("--counts", type=int, nargs="*", default=(1, 4, 8), help="adapters asked in turn, of formats")
     parser.add_argument("--serve-args", default="", help="more arguments of every `tuneship serve`")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a limit of time"))  # and the servers with it
-    options = Options(asked.shape, asked.loads, asked.blocks, tuple(asked.streams), asked.open_rate, asked.clients)
+    levels, counts = tuple(asked.streams), tuple(asked.counts)
+    options = Options(
+        asked.shape, asked.loads, asked.blocks, levels, asked.open_rate, asked.clients, counts, asked.window_s
+    )
     result = _about()
     with contextlib.ExitStack() as stack:
         servers = _start_all(
@@ -276,41 +281,19 @@ def _itl(server: Server, options: Options, work: Path) -> dict[str, Any]:
 
 
 def _door(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:  # noqa: ARG001
-    """ABBA: A the engine itself, B the door; figures are of B against A, one-sided bounds at 95 %."""
-    found = []
-    for streams in options.streams:
-
-        def block(url: str, streams: int = streams) -> tuple[float, float]:
-            asked = _requests(f"door {next(_numbers)}", [server.model], 6 * streams, 128, 128, apart=True)
-            result = _summary(url, asked, streams, options)
-            return result["tokens_per_s"], result["ttft_ms"]
-
-        block(server.url), block(server.engine_url)
-        slower, later, tokens, ttft = [], [], [], []
-        for _ in range(options.blocks):
-            a1, b1 = block(server.engine_url), block(server.url)
-            b2, a2 = block(server.url), block(server.engine_url)
-            slower.append((math.log(a1[0] * a2[0]) - math.log(b1[0] * b2[0])) / 2)
-            later.append((b1[1] + b2[1] - a1[1] - a2[1]) / 2)
-            tokens += [a1[0], a2[0]]
-            ttft += [a1[1], a2[1]]
-            _say("door", streams, f"{len(slower)} of {options.blocks}", round(slower[-1], 4), round(later[-1], 2))
-        lost, added = sign_flip(slower), sign_flip(later)
-        found.append(
-            {
-                "streams": streams, "blocks": options.blocks,
-                "engine_tokens_per_s": statistics.median(tokens), "engine_ttft_ms": statistics.median(ttft),
-                "throughput_lost": lost.mean, "throughput_lost_upper": lost.upper,
-                "ttft_added_ms": added.mean, "ttft_added_ms_upper": added.upper,
-            }
-        )  # fmt: skip
-    return found
+    return [
+        door_streams.measure(
+            server.engine_url, server.url, server.model, streams=streams, blocks=options.blocks,
+            clients=options.clients, window_s=options.window_s, say=_say,
+        )
+        for streams in options.streams
+    ]  # fmt: skip
 
 
 def _formats(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:  # noqa: ARG001
     """512 tokens in, 128 out."""
     found = []
-    counts = (4,) if "-" in server.name else (1, 4, 8)  # of a variation the middle will do
+    counts = (4,) if "-" in server.name else options.counts  # of a variation the middle will do
     for count in counts if server.adapters else (0,):
         models = server.adapters[:count] or (server.model,)
         figures: dict[str, Any] = {"adapters": count}
@@ -328,23 +311,11 @@ def _formats(server: Server, options: Options, work: Path) -> list[dict[str, Any
     return found
 
 
-def _requests(
-    level: str, models: Sequence[str], count: int, tokens_in: int, tokens_out: int, *, apart: bool = False
-) -> list[Request]:
-    """Prompts that no cache knows, over `models` in turn.
-
-    `apart`: answers of unequal length, the same ones each time; else streams that began together stay in step, and
-    what one waits for its first token is how the others' prompts happened to fall.
-    """
+def _requests(level: str, models: Sequence[str], count: int, tokens_in: int, tokens_out: int) -> list[Request]:
+    """Prompts that no cache knows, over `models` in turn."""
     prompts = source("fixed", input_tokens=tokens_in, output_tokens=tokens_out, salt=level)
-    lengths = np.random.default_rng(0).integers(tokens_out // 2, 3 * tokens_out // 2, count) if apart else None
     return [
-        Request(
-            0.0,
-            models[index % len(models)],
-            prompts.make(level, index, tokens_in),
-            tokens_out if lengths is None else int(lengths[index]),
-        )
+        Request(0.0, models[index % len(models)], prompts.make(level, index, tokens_in), tokens_out)
         for index in range(count)
     ]
 

@@ -30,7 +30,11 @@ class Layers(NamedTuple):
     kv_heads: int
 
 
-SHAPES = {"1.5b": Layers(1536, 8960, 28, 12, 2), "tiny": Layers(128, 256, 2, 2, 1)}
+SHAPES = {
+    "7b": Layers(3584, 18944, 28, 28, 4),
+    "1.5b": Layers(1536, 8960, 28, 12, 2),
+    "tiny": Layers(128, 256, 2, 2, 1),
+}
 
 
 def write_base(shape: str, path: Path, vocab: int = 0) -> Path:
