@@ -107,7 +107,8 @@ def throughput_latency(
         )
     )
     ring = base.transform_filter("datum.knee").mark_point(size=220, color=BAD, strokeWidth=2)
-    names = base.mark_text(align="left", dx=9, dy=-7, fontSize=11).encode(
+    # Left and above: the line comes from below on the left, and leaves to the right.
+    names = base.mark_text(align="right", dx=-9, dy=-8, fontSize=11).encode(
         text="level:N", color=alt.condition("datum.knee", alt.value(INK), alt.value(MUTED))
     )
     return finish(alt.layer(line, ring, dots, names).properties(width=440, height=230))
