@@ -20,7 +20,7 @@ INTEGRATION_WORKERS ?= 2
 QUIET := $(shell test -t 2 || echo --quiet)
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 
-.PHONY: help setup quickstart test test-unit test-integration test-slow test-gpu test-latest lint coverage reference licences lock clean
+.PHONY: help setup quickstart test test-unit test-integration test-slow test-gpu test-latest lint coverage reference licences images lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -82,6 +82,9 @@ reference: $(STAMP) ## write the pages of docs/ that are made from the code
 
 licences: $(STAMP) ## write docs/licences.md from what is installed
 	$(BIN)/python docs/makers --licences
+
+images: $(STAMP) ## the README's pictures, of real runs: some 20 minutes, and chromium (docs/makers/pictures.py)
+	$(UV) run $(QUIET) --no-project --python $(BIN)/python docs/makers/pictures.py
 
 lock: $(UV) ## resolve requirements.lock again (UPGRADE=--upgrade takes newer versions), and the images' locks from it
 	$(COMPILE) pyproject.toml --all-extras --group dev $(UPGRADE) -o requirements.lock
