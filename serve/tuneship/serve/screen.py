@@ -15,11 +15,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tuneship.serve.status import Counts, Status, VersionStatus
+from tuneship.serve.status import Counts, SlotStatus, Status, VersionStatus
 
 _RATE_S = 10.0
 _ORDER = ("live", "canary", "loaded", "draining", "checked")
 _COLOURS = {"ready": "green", "live": "green", "canary": "yellow", "draining": "yellow", "restarting": "red"}
+_LEGEND = "slot: where an adapter must lie to answer, copied there when asked   loaded: answers its full name alone"
 
 
 class Sample(NamedTuple):
@@ -32,16 +33,19 @@ class Sample(NamedTuple):
 def render(samples: Sequence[Sample], problem: str = "") -> RenderableType:
     """The screen after these answers, the latest last; `problem` is why there is no later one."""
     figures = _Figures(samples)
-    lines = [_engine_line(figures.now), _traffic_line(figures)]
-    if figures.now.slots.thrashing:
-        remedy = f"restart with --max-loras {figures.now.slots.wanted - 1}, or pin what is asked for most"
+    lines, slots = [_engine_line(figures.now), _traffic_line(figures)], figures.now.slots
+    if slots.total:
+        lines.append(_slots_line(slots))
+    if slots.thrashing:
+        remedy = f"restart with --max-loras {slots.wanted - 1}, or pin what is asked for most"
         lines.append(Text(f"adapters wait for slots: {remedy}", style="bold red"))
     if failure := figures.now.engine.last_failure:
         lines.append(Text(f"last failure: {failure}", style="dim"))
     if problem:
         lines.append(Text(problem, style="bold red"))
     times = "req/s and tok/s: last 10 s; TTFT and errors: last minute" if figures.rated else "since each is served"
-    return Group(*lines, Text(), _table(figures), Text(times, style="dim"))
+    legend = [times, _LEGEND] if slots.total else [times]
+    return Group(*lines, Text(), _table(figures), *(Text(line, style="dim") for line in legend))
 
 
 class _Rate(NamedTuple):
@@ -102,11 +106,15 @@ def _traffic_line(figures: _Figures) -> Text:
     status = figures.now
     rate = figures.all()
     units = ("requests/s", "tokens/s") if figures.rated else ("requests", "tokens")
-    line = Text(f"in flight {status.in_flight}   {_number(rate.requests)} {units[0]}   {rate} {units[1]}")
-    slots = status.slots
-    if slots.total:
-        line.append(f"   slots {slots.wanted} wanted of {slots.total}, {slots.misses_per_minute:.0f} misses/min")
-    return line
+    return Text(f"in flight {status.in_flight}   {_number(rate.requests)} {units[0]}   {rate} {units[1]}")
+
+
+def _slots_line(slots: SlotStatus) -> Text:
+    """In the numbers of `--max-loras`, which counts adapters; the base has a place beside them."""
+    return Text(
+        f"slots {slots.total - 1} for adapters, 1 for the base   adapters asked for in the last minute {slots.wanted - 1}   "
+        f"requests that waited {slots.misses_per_minute:.0f}/min"
+    )
 
 
 def _table(figures: _Figures) -> Table:

@@ -74,7 +74,8 @@ def test_one_answer_is_sums():
     assert text(server.sample(0)) == snapshot(
         [
             "engine ready   up 2 h 3 min   restarts 0   pid 4711",
-            "in flight 3   33 requests   660 tokens   slots 4 wanted of 9, 0 misses/min",
+            "in flight 3   33 requests   660 tokens",
+            "slots 8 for adapters, 1 for the base   adapters asked for in the last minute 3   requests that waited 0/min",
             "",
             "                                                   in              TTFT ms",
             "version                state           weight  flight  requests  p50 / p99  tokens  errors",
@@ -83,6 +84,7 @@ def test_one_answer_is_sums():
             "sql@77aa00112233       canary              5%       0         2  250 / 299      40       0",
             "sum@aaaabbbbcccc       loaded, failed       -       0         0          -       0       0",
             "since each is served",
+            "slot: where an adapter must lie to answer, copied there when asked   loaded: answers its full name alone",
         ]
     )
 
@@ -102,7 +104,8 @@ def test_more_answers_are_rates():
     assert text(first, middle, server.sample(50)) == snapshot(
         [
             "engine ready   up 2 h 3 min   restarts 1   pid 4711",
-            "in flight 3   9.6 requests/s   192 tokens/s   slots 12 wanted of 9, 31 misses/min",
+            "in flight 3   9.6 requests/s   192 tokens/s",
+            "slots 8 for adapters, 1 for the base   adapters asked for in the last minute 11   requests that waited 31/min",
             "adapters wait for slots: restart with --max-loras 11, or pin what is asked for most",
             "last failure: SGLang died while serving: out of memory",
             "",
@@ -113,6 +116,7 @@ def test_more_answers_are_rates():
             "sql@77aa00112233       canary              5%       0      1  inf / inf     20       0",
             "sum@aaaabbbbcccc       loaded, failed       -       0      0          -      0       0",
             "req/s and tok/s: last 10 s; TTFT and errors: last minute",
+            "slot: where an adapter must lie to answer, copied there when asked   loaded: answers its full name alone",
         ]
     )
 
@@ -125,7 +129,7 @@ def test_what_streams_do_not_tell_is_said_to_be_about_so_much():
     server.metrics.answered(Answer(OLD, 200, chunks=170))
     lines = text(first, server.sample(10))
     assert lines[1].startswith("in flight 3   0.2 requests/s   ~19 tokens/s")
-    tokens = {line.split()[0]: line.split()[-2] for line in lines[-5:-1]}
+    tokens = {line.split()[0]: line.split()[-2] for line in lines[-6:-2]}
     assert tokens == {BASE: "0", OLD: "~17", NEW: "2", BAD: "0"}
 
 
