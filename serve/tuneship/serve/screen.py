@@ -112,7 +112,8 @@ def _traffic_line(figures: _Figures) -> Text:
 def _slots_line(slots: SlotStatus) -> Text:
     """In the numbers of `--max-loras`, which counts adapters; the base has a place beside them."""
     return Text(
-        f"slots {slots.total - 1} for adapters, 1 for the base   adapters asked for in the last minute {slots.wanted - 1}   "
+        f"slots {slots.total - 1} for adapters, 1 for the base   "
+        f"adapters asked for in the last minute {slots.wanted - 1}   "
         f"requests that waited {slots.misses_per_minute:.0f}/min"
     )
 
