@@ -1,4 +1,7 @@
-"""`tuneship doctor`: is this machine fit to train and to serve? Each line says fine, or what to do."""
+"""`tuneship doctor`: is this machine fit to train and to serve? Each line says fine, or what to do.
+
+A line is printed as soon as it is known: importing the libraries takes seconds, so they come last.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import psutil
 from rich.markup import escape
@@ -21,6 +26,8 @@ from tuneship.core import hardware
 from tuneship.core.cache import cache_dir
 from tuneship.core.errors import TuneshipError
 from tuneship.core.hardware import Hardware, gib
+from tuneship.core.process import spawn, stop_tree
+from tuneship.core.progress import say
 
 GIB = 2**30
 _PYTHON = ((3, 11), (3, 13))
@@ -31,16 +38,16 @@ _MEMORY_BYTES = 8 * GIB
 _DISK_BYTES = 20 * GIB
 _PROBE_S = 180
 
-# Runs in a process of its own: the command line imports no torch. Prints one JSON object.
+# Runs in a process of its own: the command line imports no torch. Prints a line of JSON for each library.
 _PROBE = """
 import json, warnings
 warnings.simplefilter("ignore")
-found = {}
 def look(name, function):
     try:
-        found[name] = function()
+        found = function()
     except Exception as error:
-        found[name] = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+    print(json.dumps([name, found]), flush=True)
 def torch_():
     import torch
     return {"version": torch.__version__, "cuda": torch.version.cuda or "", "sees_gpu": torch.cuda.is_available()}
@@ -58,7 +65,6 @@ def sglang_():
     names = [point.name for point in entry_points(group="sglang.srt.platforms")]
     return {"version": version("sglang"), "plugin": "tuneship_cpu" in names}
 look("torch", torch_); look("bitsandbytes", bitsandbytes_); look("sglang", sglang_)
-print(json.dumps(found))
 """
 
 Verdict = Literal["fine", "limited", "broken"]
@@ -73,13 +79,19 @@ class Finding(NamedTuple):
     advice: str = ""
 
 
+class Libraries(Protocol):
+    """{library: {"version": ..., ...} or {"error": ...}}, as the probe prints it; asking for one may take seconds."""
+
+    def __getitem__(self, name: str, /) -> Mapping[str, Any]:
+        """What the probe found of it."""
+
+
 class Facts(NamedTuple):
     """What the findings are made of."""
 
     python: tuple[int, int]
     machine: Hardware
-    libraries: Mapping[str, Mapping[str, Any]]
-    """{library: {"version": ..., ...} or {"error": ...}}, as the probe prints it."""
+    libraries: Libraries
     memory_free_bytes: int
     disk_free_bytes: Mapping[str, int]
     port: int
@@ -95,27 +107,22 @@ def doctor(*, port: int = 30000) -> None:
         The port that the server shall listen on.
 
     """
-    findings = list(judge(look(port)))
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="dim")
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    styles = {"fine": "green", "limited": "yellow", "broken": "bold red"}
-    for finding in findings:
-        detail = escape(finding.detail) + (f"\n[cyan]do[/]: {escape(finding.advice)}" if finding.advice else "")
-        table.add_row(finding.what, f"[{styles[finding.verdict]}]{finding.verdict}[/]", detail)
-    out.print(table)
-    broken = [finding.what for finding in findings if finding.verdict == "broken"]
+    broken = []
+    with _probe() as libraries:
+        for finding in judge(look(port, libraries)):
+            _show(finding)
+            if finding.verdict == "broken":
+                broken.append(finding.what)
     if broken:
         raise TuneshipError(f"not fit yet: {', '.join(broken)}", hint="each line above says what to do")
 
 
-def look(port: int) -> Facts:
-    """Gather the facts; takes as long as importing torch does."""
+def look(port: int, libraries: Libraries) -> Facts:
+    """Gather the facts."""
     return Facts(
         python=(sys.version_info.major, sys.version_info.minor),
         machine=hardware.detect(),
-        libraries=_probe(),
+        libraries=libraries,
         memory_free_bytes=psutil.virtual_memory().available,
         disk_free_bytes={str(path): shutil.disk_usage(path).free for path in (Path.cwd(), cache_dir())},
         port=port,
@@ -124,15 +131,26 @@ def look(port: int) -> Facts:
 
 
 def judge(facts: Facts) -> Iterator[Finding]:
-    """Say what the facts mean; needs no machine."""
+    """Say what the facts mean, what is known at once before the libraries; needs no machine."""
     yield _python(facts.python)
-    yield _torch(facts)
     yield from _gpus(facts.machine)
-    yield _bitsandbytes(facts.libraries.get("bitsandbytes", {}))
-    yield _sglang(facts.libraries.get("sglang", {}))
     yield _memory(facts.memory_free_bytes)
     yield from (_disk(path, free) for path, free in facts.disk_free_bytes.items())
     yield _port(facts.port, facts.port_is_free)
+    yield _torch(facts.libraries["torch"], facts.machine)
+    yield _bitsandbytes(facts.libraries["bitsandbytes"])
+    yield _sglang(facts.libraries["sglang"])
+
+
+def _show(finding: Finding) -> None:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim", width=len("bitsandbytes"))
+    table.add_column(width=len("limited"))
+    table.add_column(overflow="fold")
+    styles = {"fine": "green", "limited": "yellow", "broken": "bold red"}
+    detail = escape(finding.detail) + (f"\n[cyan]do[/]: {escape(finding.advice)}" if finding.advice else "")
+    table.add_row(finding.what, f"[{styles[finding.verdict]}]{finding.verdict}[/]", detail)
+    out.print(table)
 
 
 def _python(version: tuple[int, int]) -> Finding:
@@ -143,14 +161,13 @@ def _python(version: tuple[int, int]) -> Finding:
     return Finding("Python", "broken", text, f"use Python {least[0]}.{least[1]} or {below[0]}.{below[1] - 1}")
 
 
-def _torch(facts: Facts) -> Finding:
-    torch = facts.libraries.get("torch", {})
+def _torch(torch: Mapping[str, Any], machine: Hardware) -> Finding:
     if "version" not in torch:
         return _missing("torch", torch, "train")
     cuda = f", built for CUDA {torch['cuda']}" if torch["cuda"] else ", built without CUDA"
     detail = f"{torch['version']}{cuda}"
-    if facts.machine.gpus and not torch["sees_gpu"]:
-        advice = f"install a torch that driver {facts.machine.driver} can run, or update the driver"
+    if machine.gpus and not torch["sees_gpu"]:
+        advice = f"install a torch that driver {machine.driver} can run, or update the driver"
         return Finding("torch", "broken", f"{detail}; it does not see the GPU", advice)
     return Finding("torch", "fine", detail)
 
@@ -211,16 +228,42 @@ def _missing(what: str, found: Mapping[str, Any], extra: str) -> Finding:
     return Finding(what, "broken", reason, f"pip install 'tuneship[{extra}]'")
 
 
-def _probe() -> dict[str, dict[str, Any]]:
+@contextmanager
+def _probe() -> Iterator[Libraries]:
+    """What the probe finds, while it runs."""
+    process = spawn([sys.executable, "-c", _PROBE], stdout=subprocess.PIPE)
+    end = threading.Timer(_PROBE_S, process.kill)
+    end.start()
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=_PROBE_S, check=False
-        )
-        found: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, json.JSONDecodeError, IndexError):
-        error = {"error": "importing the libraries crashed or hung"}
-        return dict.fromkeys(("torch", "bitsandbytes", "sglang"), error)
-    return found
+        yield _Probed(process)
+    finally:
+        end.cancel()
+        stop_tree(process, grace_s=0)
+        assert process.stdout
+        process.stdout.close()
+
+
+class _Probed:
+    """The lines of a probe, read as far as they are asked for."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdout
+        self._lines = process.stdout
+        self._found: dict[str, Mapping[str, Any]] = {}
+        self._waiting = False
+
+    def __getitem__(self, name: str, /) -> Mapping[str, Any]:
+        if not self._waiting:
+            self._waiting = True
+            say("importing torch, bitsandbytes and SGLang")
+        while name not in self._found:
+            line = self._lines.readline()
+            if not line:
+                return {"error": "importing the libraries crashed or hung"}
+            if line.startswith(b'["'):  # else it is what a library says while it is imported
+                library, found = json.loads(line)
+                self._found[library] = found
+        return self._found[name]
 
 
 def _is_free(port: int) -> bool:

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from tuneship.cli import doctor
 from tuneship.cli.doctor import GIB, Facts, judge
+from tuneship.core.errors import TuneshipError
 from tuneship.core.hardware import Gpu, Hardware
 
 LIBRARIES = {
@@ -32,7 +34,7 @@ def test_a_fit_machine_has_nothing_to_do():
     assert {finding.verdict for finding in findings} == {"fine"}
     assert not any(finding.advice for finding in findings)
     assert [f.what for f in findings] == [
-        *("Python", "torch", "GPU", "bitsandbytes", "SGLang", "memory", "disk", "port"),
+        *("Python", "GPU", "memory", "disk", "port", "torch", "bitsandbytes", "SGLang"),
     ]
 
 
@@ -76,9 +78,21 @@ def test_the_verb_on_this_machine():
         port = taken.getsockname()[1]
         done = subprocess.run(
             [sys.executable, "-m", "tuneship", "doctor", "--port", str(port)],
-            capture_output=True, text=True, timeout=200, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200, check=False,
         )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     assert f"{port} is in use" in done.stdout
     assert "quantizes to NF4" in done.stdout
     assert "with our plugin" in done.stdout
+    at_once, _, later = done.stdout.partition("importing torch, bitsandbytes and SGLang\n")
+    assert "memory" in at_once
+    assert "torch  " in later, "a line is printed when it is known, not when all are"
+
+
+def test_libraries_that_end_python_are_three_lines(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(doctor, "_PROBE", 'print("hello"); print(\'["torch", {"error": "none"}]\', flush=True); 1 / 0')
+    with pytest.raises(TuneshipError, match="not fit yet: torch, bitsandbytes, SGLang"):
+        doctor.doctor(port=0)
+    said = capsys.readouterr()
+    assert said.out.count("crashed or hung") == 2
+    assert said.err.count("importing") == 1
