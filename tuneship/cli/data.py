@@ -81,10 +81,10 @@ def show(
 
 
 def _prepared(recipe: Recipe) -> Prepared:
-    from tuneship.train.fetch import fetch  # noqa: PLC0415 - loads transformers
+    from tuneship.train.fetch import fetch_all  # noqa: PLC0415 - loads transformers
     from tuneship.train.prepare import prepare  # noqa: PLC0415
 
-    fetch(recipe.model.id, recipe.model.revision)
+    fetch_all(recipe)
     return prepare(recipe)
 
 

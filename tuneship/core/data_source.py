@@ -126,6 +126,6 @@ def _snapshot(wanted: HubData) -> Folder:
     except (LocalEntryNotFoundError, HFValidationError):
         raise DataError(
             f"no data set {wanted.id!r}: not in the hub cache, and nothing lies at such a path",
-            hint="`tuneship up` fetches it where the hub can be reached; or name a file, with its ending",
+            hint="`tuneship data check` fetches it where the hub can be reached; or name a file, with its ending",
         ) from None
     return Folder(path, wanted.config, wanted.split, path.name, wanted.id)

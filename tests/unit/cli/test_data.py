@@ -95,3 +95,12 @@ def test_show_marks_what_is_trained(recipe, capsys):
     assert "{+[dos]<|im_end|>+}" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="has no data"):
         data.show(recipe([GOOD]), split="heldout")
+
+
+@pytest.mark.parametrize("verb", [data.check, data.show])
+def test_rows_of_the_hub_are_fetched(recipe, verb, monkeypatch, tmp_path):
+    """As `plan` and `up` fetch them; here the hub cannot be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="cannot fetch the data set owner/name"):
+        verb(recipe([GOOD]), "--data.train", "hub:owner/name")
