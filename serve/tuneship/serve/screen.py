@@ -113,8 +113,7 @@ def _slots_line(slots: SlotStatus) -> Text:
     """In the numbers of `--max-loras`, which counts adapters; the base has a place beside them."""
     return Text(
         f"slots {slots.total - 1} for adapters, 1 for the base   "
-        f"adapters asked for in the last minute {slots.wanted - 1}   "
-        f"requests that waited {slots.misses_per_minute:.0f}/min"
+        f"last minute: adapters asked for {slots.wanted - 1}, requests that waited {slots.misses_per_minute:.0f}"
     )
 
 

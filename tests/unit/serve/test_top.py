@@ -75,7 +75,7 @@ def test_one_answer_is_sums():
         [
             "engine ready   up 2 h 3 min   restarts 0   pid 4711",
             "in flight 3   33 requests   660 tokens",
-            "slots 8 for adapters, 1 for the base   adapters asked for in the last minute 3   requests that waited 0/min",
+            "slots 8 for adapters, 1 for the base   last minute: adapters asked for 3, requests that waited 0",
             "",
             "                                                   in              TTFT ms",
             "version                state           weight  flight  requests  p50 / p99  tokens  errors",
@@ -105,7 +105,7 @@ def test_more_answers_are_rates():
         [
             "engine ready   up 2 h 3 min   restarts 1   pid 4711",
             "in flight 3   9.6 requests/s   192 tokens/s",
-            "slots 8 for adapters, 1 for the base   adapters asked for in the last minute 11   requests that waited 31/min",
+            "slots 8 for adapters, 1 for the base   last minute: adapters asked for 11, requests that waited 31",
             "adapters wait for slots: restart with --max-loras 11, or pin what is asked for most",
             "last failure: SGLang died while serving: out of memory",
             "",
