@@ -125,7 +125,7 @@ AREAS = (
         "A bench needs a URL and nothing else. What was measured before a failure is kept in its folder.",
         (f"{_BENCH}load/", f"{_BENCH}quality/", f"{_BENCH}commands.py", f"{_BENCH}target.py", f"{_CORE}report.py"),
     ),
-    Area("Comparing", "See [the gate in CI](gate-in-ci.md).", (f"{_BENCH}compare/",)),
+    Area("Comparing", "See [the gate](jobs/gate.md).", (f"{_BENCH}compare/",)),
     Area("Containers", "See [in containers](docker.md).", (f"{_CLI}containers/",)),
 )
 

@@ -1,6 +1,6 @@
 """The docs' commands that need no network, no engine and no minutes, run: a tiny model stands for the recipe's.
 
-`doctor` runs in tests/unit/cli/test_doctor.py; training, serving and measuring in tests/integration.
+Training, serving and measuring run in tests/integration/test_docs_walk.py; test_commands_executed.py counts both.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def test_reports(shell, tmp_path):
     for name, ttft_ms in (("baseline", 20.0), ("candidate", 90.0)):
         (tmp_path / name).mkdir()
         write_report(_report(name, ttft_ms), tmp_path / name / "report.json")
-    gate = (ROOT / "docs/gate-in-ci.md").read_text(encoding="utf-8")
+    bench = (ROOT / "bench/README.md").read_text(encoding="utf-8")
     with pytest.raises(RegressionFound, match=r"regressed: .*TTFT"):
-        shell("tuneship bench compare baseline/report.json candidate/report.json", gate)
+        shell("tuneship bench compare baseline/ candidate/", bench)
     (tmp_path / "runs").mkdir()
     (tmp_path / "baseline").rename(tmp_path / "runs/baseline")
     assert "baseline" in shell("tuneship bench history")

@@ -1,0 +1,228 @@
+"""Run every command of the pages for real, in order, in one folder; print a line for each.
+
+    python tests/integration/docs_walk.py                       # all pages, with this checkout's recipes
+    python tests/integration/docs_walk.py --tuneship "python3 -m tuneship" --gpu docs/jobs/train.md
+
+What cannot run on any machine but a reader's own is named in `docs_pages.NOT_RUN`, with the reason; it is skipped, in
+print. Ends with 1 when a command ended otherwise, took too long, or did not say what its page shows. Nothing is
+written outside --work but what tuneship keeps in its cache; there is no process left behind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.append(str(Path(__file__).parent))
+from docs_not_run import NEEDS_GPU, NOT_RUN
+from docs_pages import ROOT, WALKED, Step, steps
+
+_STARTS_S = 0.2
+
+
+class Outcome(NamedTuple):
+    """How a step ended. `problem` is empty where it did as its page says."""
+
+    step: Step
+    seconds: float
+    code: int | None
+    problem: str
+    printed: str = ""
+
+
+@dataclass
+class Walk:
+    """A folder and the terminals in it. Every command is bash's; what one sets, the next one finds."""
+
+    folder: Path
+    environment: Mapping[str, str]
+    limit_s: float = 600
+    _running: list[tuple[Step, subprocess.Popen[bytes], Path]] = field(default_factory=list)
+
+    def do(self, step: Step) -> Outcome:
+        """One step."""
+        began = time.monotonic()
+        if step.kind == "interrupt":
+            code, problem, printed = self._interrupt()
+        elif step.kind == "leave running":
+            code, problem, printed = self._leave_running(step)
+        else:
+            code, problem, printed = self._run(step)
+        return Outcome(step, time.monotonic() - began, code, problem, printed)
+
+    def close(self) -> None:
+        """End what still runs."""
+        for _, process, _ in self._running:
+            _end(process)
+        self._running.clear()
+
+    def _run(self, step: Step) -> tuple[int | None, str, str]:
+        process, log = self._start(f"{step.command}\n", "foreground")
+        try:
+            code = process.wait(self.limit_s)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            return None, f"still running after {self.limit_s:.0f} s", _text(log)
+        printed = _text(log)
+        if code not in step.exits:
+            return code, f"exit {code}, not {' or '.join(map(str, step.exits))}", printed
+        return code, _unseen(step, printed), printed
+
+    def _leave_running(self, step: Step) -> tuple[int | None, str, str]:
+        process, log = self._start(f"exec {step.command}\n", f"terminal-{len(self._running)}-{step.line}")
+        self._running.append((step, process, log))
+        deadline = time.monotonic() + self.limit_s
+        while step.missing(_text(log)):
+            if process.poll() is not None:
+                return process.returncode, f"ended with {process.returncode}", _text(log)
+            if time.monotonic() > deadline:
+                return None, _unseen(step, _text(log)), _text(log)
+            time.sleep(_STARTS_S)
+        return None, "", _text(log)
+
+    def _interrupt(self) -> tuple[int | None, str, str]:
+        """Ctrl-C in the terminal that was opened last."""
+        if not self._running:
+            return None, "nothing runs", ""
+        _, process, log = self._running.pop()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        try:
+            code = process.wait(self.limit_s)
+        except subprocess.TimeoutExpired:
+            _end(process)
+            return None, f"still running {self.limit_s:.0f} s after Ctrl-C", _text(log)
+        return code, "" if code == 130 else f"exit {code} after Ctrl-C, not 130", _text(log)
+
+    def _start(self, script: str, name: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """A terminal: it knows what the ones before it have set."""
+        state, log = self.folder / ".walk" / "variables", self.folder / ".walk" / f"{name}.log"
+        state.parent.mkdir(exist_ok=True)
+        state.touch()
+        text = f". {state}\nset -a -o pipefail\n{script}code=$?\nexport -p > {state}\nexit $code\n"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-c", text], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                env=dict(self.environment), start_new_session=True,
+            )  # fmt: skip
+        return process, log
+
+
+def walk(
+    pages: Sequence[Path], folder: Path, environment: Mapping[str, str], limit_s: float, *, gpu: bool = False
+) -> Iterator[Outcome]:
+    """Every step of `pages` that can run here, as it ends; pages that build on each other in their order."""
+    left = {**NOT_RUN, **({} if gpu else NEEDS_GPU)}
+    with contextlib.closing(Walk(folder, environment, limit_s)) as walked:
+        for page in sorted(pages, key=_place):
+            for step in steps(page):
+                if why := left.get(step.command):
+                    yield Outcome(step, 0.0, None, "", f"not run: {why}")
+                else:
+                    yield walked.do(step)
+
+
+def _place(page: Path) -> int:
+    """A shell's `docs/jobs/*.md` is in another order than a reader's."""
+    known = [path.resolve() for path in WALKED]
+    return known.index(page.resolve()) if page.resolve() in known else len(known)
+
+
+def line(outcome: Outcome) -> str:
+    """One line a command."""
+    step = outcome.step
+    code = "-" if outcome.code is None else str(outcome.code)
+    verdict = "FAILED" if outcome.problem else "not run" if outcome.printed.startswith("not run") else "as shown"
+    command = step.command.partition("\n")[0]
+    return f"{verdict:<8} exit {code:>3} {outcome.seconds:7.1f} s  {step.page}:{step.line}  {command}"
+
+
+def complaint(outcome: Outcome) -> str:
+    """What went wrong, and the end of what was printed."""
+    return "\n".join([f"    {outcome.problem}", *(f"    | {said}" for said in outcome.printed.splitlines()[-30:])])
+
+
+def environment(folder: Path, tuneship: str = "", engine_args: str = "") -> dict[str, str]:
+    """This one's, with `tuneship` in reach, and keys and state of servers in `folder`."""
+    tools = folder / ".walk" / "bin"
+    tools.mkdir(parents=True, exist_ok=True)
+    if tuneship or engine_args:
+        file = tools / "tuneship"
+        file.write_text(_starter(tuneship or str(Path(sys.executable).with_name("tuneship")), engine_args))
+        file.chmod(0o755)
+    path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
+    not_ours = {name for name in os.environ if name.startswith("TUNESHIP_")} - {"TUNESHIP_CACHE"}
+    kept = {name: value for name, value in os.environ.items() if name not in not_ours}
+    own = {"TUNESHIP_KEYS": folder / ".walk" / "keys.toml", "TUNESHIP_STATE": folder / ".walk" / "state"}
+    return {**kept, **{name: str(path) for name, path in own.items()}, "PATH": path, "COLUMNS": "140"}
+
+
+def _starter(tuneship: str, engine_args: str) -> str:
+    """A `tuneship` that is started in another way, and hands flags of its own to SGLang."""
+    words = shlex.split(engine_args)
+    serve = " ".join(shlex.quote(f"--extra-arg={word}") for word in words)
+    up = f"--serve.extra_args {shlex.quote(json.dumps(words))}" if words else ""
+    return (
+        f'#!/bin/sh\ncase "$1" in\nserve) exec {tuneship} "$@" {serve} ;;\nup) exec {tuneship} "$@" {up} ;;\n'
+        f'*) exec {tuneship} "$@" ;;\nesac\n'
+    )
+
+
+def main() -> int:
+    """As the docstring says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pages", nargs="*", type=Path, default=WALKED)
+    parser.add_argument("--repo", type=Path, default=ROOT, help="whose recipes/ are copied into --work")
+    parser.add_argument("--work", type=Path, default=Path("docs-walk"), help="a new folder")
+    parser.add_argument("--tuneship", default="", help='how it is started, such as "python3 -m tuneship"')
+    parser.add_argument("--engine-args", default="", help='for SGLang, such as "--attention-backend triton"')
+    parser.add_argument("--limit-s", type=float, default=600, help="of one command")
+    parser.add_argument("--gpu", action="store_true", help="also what needs one")
+    given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and its children would
+    folder = given.work.resolve()
+    shutil.copytree(given.repo / "recipes", folder / "recipes")
+    failed = 0
+    found = environment(folder, given.tuneship, given.engine_args)
+    for outcome in walk(given.pages, folder, found, given.limit_s, gpu=given.gpu):
+        print(line(outcome), flush=True)
+        if outcome.problem:
+            failed += 1
+            print(complaint(outcome), flush=True)
+    print(f"{failed} failed")
+    return 1 if failed else 0
+
+
+def _unseen(step: Step, printed: str) -> str:
+    missing = step.missing(printed)
+    return f"it does not say {missing[0].strip()!r}" if missing else ""
+
+
+def _text(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """All of its session that is left; an engine in a session of its own is ended by its server at SIGTERM."""
+    for number, patience_s in ((signal.SIGTERM, 60), (signal.SIGKILL, 10)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(patience_s)
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

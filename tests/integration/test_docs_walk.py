@@ -1,0 +1,46 @@
+"""The pages for readers, typed command by command in one folder; a tiny model has the bundled one's name."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE))
+import docs_pages  # noqa: E402
+import docs_standin  # noqa: E402
+import docs_walk  # noqa: E402
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+LIMIT_S = 180
+
+
+def test_the_pages_can_be_followed(tmp_path: Path):
+    standin = docs_standin.build(docs_pages.ROOT / "recipes", tmp_path)
+    # On a busy machine two threads that wait for each other make a tiny model ten times slower than one.
+    environment = {**docs_walk.environment(standin.folder), **standin.environment, "OMP_NUM_THREADS": "1"}
+    failed = []
+    for outcome in docs_walk.walk(docs_pages.WALKED, standin.folder, environment, LIMIT_S):
+        print(docs_walk.line(outcome), flush=True)
+        if outcome.problem:
+            failed.append(f"{docs_walk.line(outcome)}\n{docs_walk.complaint(outcome)}")
+    assert not failed, "\n".join(failed)
+
+
+def test_what_goes_wrong_is_seen(tmp_path: Path):
+    page = tmp_path / "page.md"
+    lines = ("false", "true    # exit 1", "sleep 60", "# Ctrl-C in its terminal", "kept=words", 'echo "$kept"')
+    page.write_text("".join(f"    {line}\n" for line in lines) + "\n```text\nother words\n```\n", encoding="utf-8")
+    outcomes = list(docs_walk.walk([page], tmp_path, docs_walk.environment(tmp_path), 1.0))
+    assert [outcome.problem for outcome in outcomes] == [
+        "exit 1, not 0",
+        "exit 0, not 1",
+        "still running after 1 s",
+        "nothing runs",
+        "",
+        "it does not say 'other words'",
+    ]
+    assert outcomes[-1].printed == "words\n"
