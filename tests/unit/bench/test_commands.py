@@ -197,14 +197,13 @@ def test_load_of_every_kind(app, server, behaviour, tmp_path, capsys) -> None:
     (tmp_path / "trace.jsonl").write_text("".join(json.dumps({"timestamp": 100 * n}) + "\n" for n in range(9)))
     app(
         f"load {server.url} --model steady,other --trace {tmp_path}/trace.jsonl --concurrency 2 --duration-s 1 "
-        f"--warm-up-s 0.25 --workload {tmp_path}/rows.jsonl --adapters steady=1,other=3 --slo-ttft-ms 500 "
+        f"--warm-up-s 0.25 --workload {tmp_path}/rows.jsonl --adapters steady=1,other=3 --slo-ttft-ms 60000 "
         f"--output-tokens 3 --out {tmp_path}/out"
     )
     trace, closed = read_report(tmp_path / "out/report.json").load
     assert (trace.arrivals, trace.requests, trace.goodput) == ("trace", 6, 1)  # three were the warm-up
-    # The times are those of the file: the last leaves 0.8 s after the first, whatever the mean rate.
-    assert trace.timeline[0][0] == pytest.approx(0.3, abs=0.05)
-    assert trace.timeline[-1][0] == pytest.approx(0.8, abs=0.05)
+    # The times are those of the file, whatever the mean rate: none leaves earlier (on a busy machine some leave later).
+    assert all(sent > n / 10 - 0.01 for n, (sent, *_) in zip(range(3, 9), trace.timeline, strict=True))
     assert (closed.arrivals, closed.concurrency, closed.rate) == ("closed", 2, 0)
     assert closed.window_s == (0.25, 1.25)
     assert "2 in flight" in capsys.readouterr().out
