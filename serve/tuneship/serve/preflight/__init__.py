@@ -96,13 +96,13 @@ def fits(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdapt
     try:
         opened = artifact.open_artifact(path, kind="adapter", verify=False) if artifact.is_artifact(path) else None
         found = files.find(path)
-        if opened:
-            _trust(opened)
+        if opened:  # its manifest names it, until its bytes do
+            named = artifact.content_id(opened.manifest.files) == opened.manifest.content_id
             contents = Contents(0, "", tensors.headers(found.weights), {})
         else:
+            named = True
             contents = tensors.digest(found.weights)  # its name is made of what is in it
-        config = settings.read(found.config)
-        if not _is_folded(path, config, base, limits):
+        if named and not _is_folded(path, settings.read(found.config), base, limits):
             return _judge(path, opened, found, lambda: contents, base, limits)
     except TuneshipError:
         pass
@@ -178,12 +178,6 @@ def _verify(opened: Artifact, reading: Future[Contents]) -> None:
         return reading.result().sha256 if known else sha256_file(file)
 
     artifact.verify_payload(opened, sha256)
-
-
-def _trust(opened: Artifact) -> None:
-    """Its manifest names it, until its bytes do."""
-    if artifact.content_id(opened.manifest.files) != opened.manifest.content_id:
-        raise ArtifactError(f"{opened.path}: {artifact.MANIFEST} does not fit its content id")
 
 
 def _origin(opened: Artifact, base: BaseModel) -> list[Reason]:
