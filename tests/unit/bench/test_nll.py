@@ -118,6 +118,12 @@ def test_the_standard_error_takes_rows_as_clusters() -> None:
     assert math.isfinite(clustered_mean([Scored(1, 0.0), Scored(3, 9.0)])[1])
 
 
+def test_a_table_is_refused_by_name(url, tmp_path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1\xff\x00")
+    with pytest.raises(DataError, match=r"rows\.parquet: a bench reads JSONL"):
+        measure_nll(Target(url, "", ("m",)), str(tmp_path / "rows.parquet"), tmp_path)
+
+
 def test_what_cannot_be_measured(url, tmp_path) -> None:
     data = _reference(tmp_path / "reference.jsonl", ([9, 1], [1, 0]))
     with pytest.raises(DataError, match="no token with loss"):

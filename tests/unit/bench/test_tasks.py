@@ -216,3 +216,11 @@ def test_files_that_are_no_task(tmp_path: Path, text: str, message: str) -> None
         read_rows(str(tmp_path / "a.jsonl"), limit=5)
     with pytest.raises(DataError, match="no data file"):
         read_rows(str(tmp_path / "b.jsonl"), limit=5)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV", "a.parquet", "a.arrow", "a.jsonl.gz"])
+def test_a_table_is_refused_with_where_training_writes_it_as_messages(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"prompt,completion\nPAR1\x00\xff")
+    with pytest.raises(DataError, match=f"{name}: a bench reads JSONL") as caught:
+        read_rows(str(tmp_path / "a*"), limit=5)
+    assert "runs/NAME/stages/train/latest/heldout.jsonl" in caught.value.hint

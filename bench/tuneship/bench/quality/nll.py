@@ -113,9 +113,9 @@ def _reference_rows(path: Path, limit: int) -> list[_Row]:
     if not path.is_file():  # a glob, or nothing: the chat reader's matter
         return []
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:  # it may be no text at all, which the chat reader says
         for number, line in enumerate(itertools.islice(file, limit), start=1):
-            if number == 1 and '"input_ids"' not in line:
+            if number == 1 and b'"input_ids"' not in line:
                 return []
             try:
                 row = ReferenceRow.model_validate_json(line)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tuneship.core.errors import DataError
+from tuneship.core.recipe import TABLES
 from tuneship.core.recipe_file import data_files
 
 
@@ -51,6 +52,8 @@ def read_rows(pattern: str, limit: int) -> list[Row]:
 
 
 def _text(path: Path) -> str:
+    if path.suffix.lower() in {*TABLES, ".gz"}:
+        raise DataError(f"{path}: a bench reads JSONL of messages, not {path.suffix}", hint=_SHAPE)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -61,7 +64,7 @@ def _parse(line: str, place: str) -> Row:
     try:
         row = _Line.model_validate(json.loads(line))
     except json.JSONDecodeError as error:
-        raise DataError(f"{place}: not JSON: {error}", hint=f"{_SHAPE}; {_OF_A_RUN}") from None
+        raise DataError(f"{place}: not JSON: {error}", hint=_SHAPE) from None
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -72,5 +75,7 @@ def _parse(line: str, place: str) -> Row:
     return Row(place, [message.model_dump() for message in prompt], last.content, row.model_extra or {})
 
 
-_SHAPE = 'a row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": <reference>}]}'
-_OF_A_RUN = "training leaves its held-out rows so, whatever they were read from: stages/train/latest/heldout.jsonl"
+_SHAPE = (
+    'a row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": <reference>}]}; '
+    "`tuneship train` writes data.heldout so, whatever it was read from: runs/NAME/stages/train/latest/heldout.jsonl"
+)
