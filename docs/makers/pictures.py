@@ -113,9 +113,7 @@ def top() -> None:
 def _quickstart() -> Path:
     cast = WORK / "up.cast"
     if not (WORK / "runs/invoice-json/report.html").is_file() or not cast.is_file():
-        unfinished = cast.with_suffix(".part")
-        terminal.record([str(TUNESHIP), *QUICKSTART], unfinished, WORK, COLUMNS)
-        unfinished.rename(cast)
+        terminal.record([str(TUNESHIP), *QUICKSTART], cast, WORK, COLUMNS)
     return cast
 
 
@@ -125,7 +123,7 @@ def _wait(server: subprocess.Popen[bytes]) -> None:
             sys.exit(f"error: the server ended: see {WORK / 'serve.log'}")
         door = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
         try:
-            door.request("GET", "/health")
+            door.request("GET", "/ready")
             if door.getresponse().status == http.client.OK:
                 return
         except OSError:

@@ -68,7 +68,7 @@ SVG = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http:/
 def record(command: Sequence[str], cast: Path, cwd: Path, columns: int, *, seconds: float = 0) -> None:
     """Run a command to its end, or for so many seconds and then with Ctrl-C; write what the terminal got.
 
-    Raises `RuntimeError` when it fails.
+    Raises `RuntimeError` when it fails, or ends before its time; then nothing is written.
     """
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
@@ -83,20 +83,23 @@ def record(command: Sequence[str], cast: Path, cwd: Path, columns: int, *, secon
     )
     os.close(follower)
     begun, decoder = time.monotonic(), codecs.getincrementaldecoder("utf-8")("replace")
-    with cast.open("w", encoding="utf-8") as file:
+    unfinished, ended = cast.with_suffix(".part"), False
+    with unfinished.open("w", encoding="utf-8") as file:
         file.write(json.dumps({"version": 2, "width": columns, "height": ROWS}) + "\n")
         while not seconds or time.monotonic() - begun < seconds:
             try:
                 read = os.read(leader, 65536)
-            except OSError:  # the command has ended
+            except OSError:
+                ended = True
                 break
             file.write(json.dumps([round(time.monotonic() - begun, 3), "o", decoder.decode(read)]) + "\n")
             file.flush()
-    if seconds:
+    if not ended:
         child.send_signal(signal.SIGINT)
     os.close(leader)
-    if child.wait(60) and not seconds:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.returncode}: see {cast}")
+    if child.wait(60) if not seconds else ended:
+        raise RuntimeError(f"{' '.join(command)} ended with {child.wait(60)}: see {unfinished}")
+    unfinished.rename(cast)
 
 
 def picture(cast: Path, title: str, typed: str) -> str:
