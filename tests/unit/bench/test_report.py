@@ -129,6 +129,15 @@ def test_a_closed_loop_is_named_by_what_is_in_flight(make_report, make_level, tm
     assert "0/s" not in page.split("<script>", maxsplit=1)[0]
 
 
+def test_what_the_engine_counted_is_folded_away(make_report, make_level, tmp_path) -> None:
+    level = make_level(4, engine={"sglang:num_running_reqs": 7.25, "sglang:context_len": 8192.0})
+    page = render(make_report(load=[level]), tmp_path).split("<script>", maxsplit=1)[0]
+    folded = re.search(r"<details>(.*?)</details>", page, re.DOTALL)[1]
+    assert "The engine's own figures: 2" in folded
+    assert "sglang:context_len" in folded
+    assert {"load", "provenance"} <= set(re.findall(r'<section id="(\w+)"', page))
+
+
 def test_a_verdict_tells_what_it_rests_on(make_report, tmp_path) -> None:
     row = Comparison(
         metric="score", a=0.9, b=0.89, ratio=0.989, unit="points", worse_by=0.012, ci=(-0.02, 0.043), margin=0.03,
@@ -137,8 +146,7 @@ def test_a_verdict_tells_what_it_rests_on(make_report, tmp_path) -> None:
     page = " ".join(render(make_report(comparison=[row]), tmp_path).split("<script>", maxsplit=1)[0].split())
     for expected in (
         "+1.2 pt",
-        "-2.0 pt",
-        "+4.3 pt",
+        "-2.0 to +4.3 pt",
         "+3.0 pt",
         "0.310",
         ">200<",
