@@ -21,6 +21,13 @@ def start(start_server, tiny_model: Path, *words: str):
     return server, server.wait_ready()
 
 
+def shared(server) -> Path:
+    """What its scheduler keeps in shared memory, which SGLang would leave there."""
+    held = (Path(file.path) for file in server.engine("sglang::scheduler").open_files())
+    (found,) = {path for path in held if path.name.startswith("sglang_loads_")}
+    return found
+
+
 class LongRequest:
     """A request that is still being answered when something happens; keeps what came."""
 
@@ -55,6 +62,7 @@ async def test_kill_9_of_an_engine_that_is_not_to_be_started_again(start_server,
     server, url = start(start_server, tiny_model, "--restarts", "0")
     stream, whole = LongRequest(url, stream=True), LongRequest(url, stream=False)
     await asyncio.wait_for(stream.began.wait(), timeout=60)
+    loads = shared(server)
     server.engine(victim).kill()
 
     assert (await stream.last_event())["error"]["code"] == "engine_unavailable"
@@ -69,12 +77,14 @@ async def test_kill_9_of_an_engine_that_is_not_to_be_started_again(start_server,
     assert "Traceback" not in server.said
     assert not server.endpoint_file.exists()
     server.assert_no_orphans()
+    assert not loads.exists()
 
 
 async def test_ctrl_c_while_serving(start_server, tiny_model):
     server, url = start(start_server, tiny_model)
     stream = LongRequest(url, stream=True)
     await asyncio.wait_for(stream.began.wait(), timeout=60)
+    loads = shared(server)
     server.signal(signal.SIGINT)
     await asyncio.sleep(0.5)
     with pytest.raises(aiohttp.ClientConnectorError):
@@ -84,6 +94,7 @@ async def test_ctrl_c_while_serving(start_server, tiny_model):
     assert server.exit_code() == 130
     assert "Traceback" not in server.said
     server.assert_no_orphans()
+    assert not loads.exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGKILL, -9)])

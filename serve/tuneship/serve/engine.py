@@ -6,6 +6,7 @@ finish, and if we are killed the kernel ends it, and its workers after it (PR_SE
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import importlib.util
 import json
@@ -30,6 +31,8 @@ STOP_GRACE_S = 10.0
 _POLL_S = 0.1
 _COUNTERS = "counters"
 """What its processes count while they run (prometheus_client's multiprocess mode)."""
+_LOADS = "/dev/shm/sglang_loads_"  # noqa: S108 - its name, not ours
+"""A file in memory, of a random name, in which its scheduler tells how busy it is. SGLang never removes it."""
 _WORKER = "sglang::"
 """How SGLang's scheduler and detokenizer call themselves; other children of its come and go."""
 
@@ -43,6 +46,7 @@ class Engine:
         self.process = process
         self._counters = scratch.folder(log, _COUNTERS)
         self._workers: dict[psutil.Process, str] = {}
+        self._loads: set[Path] = set()
 
     @property
     def url(self) -> str:
@@ -81,13 +85,17 @@ class Engine:
                 waiting.pop(0)
             else:
                 time.sleep(_POLL_S)
+        self._loads |= _open_loads(self.process.pid)  # now: who is killed later can no longer be asked
         named = {child: _name(child) for child in descendants(self.process.pid)}
         self._workers = {child: name.removeprefix(_WORKER) for child, name in named.items() if name.startswith(_WORKER)}
 
     def stop(self, grace_s: float = STOP_GRACE_S) -> None:
         """End it: SIGTERM, up to `grace_s` for what is in flight, then whatever is left of its tree."""
+        self._loads |= _open_loads(self.process.pid)
         stop_tree(self.process, grace_s)
         shutil.rmtree(self._counters, ignore_errors=True)
+        for file in self._loads:
+            file.unlink(missing_ok=True)
 
     def _generates(self, selector: str | None, timeout_s: float) -> bool:
         """Whether one token came back; False while nobody listens.
@@ -134,6 +142,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def _open_loads(pid: int) -> set[Path]:
+    """The files of that kind which `pid` or a process below it holds open: whatever the name, those are its own."""
+    found = set()
+    for process in descendants(pid):
+        with contextlib.suppress(psutil.Error):
+            found |= {Path(file.path) for file in process.open_files() if file.path.startswith(_LOADS)}
+    return found
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -8,20 +8,22 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tuneship.core.errors import EngineError
-from tuneship.core.process import spawn
+from tuneship.core.process import descendants, kill_all, spawn
 from tuneship.serve import engine_log
 from tuneship.serve.engine import Engine, free_port
 from tuneship.serve.launch import EngineConfig
 
 
 def child(program: str, log: Path) -> Engine:
-    """An engine whose process runs `program` instead of SGLang."""
+    """An engine whose process runs `program` instead of SGLang; it is given the port to listen on."""
+    port = free_port()
     with log.open("wb") as output:
-        process = spawn([sys.executable, "-c", program], stdout=output)
-    return Engine(process, EngineConfig(Path("/m"), "m", free_port(), "float32", cpu=True), log)
+        process = spawn([sys.executable, "-c", program, str(port)], stdout=output)
+    return Engine(process, EngineConfig(Path("/m"), "m", port, "float32", cpu=True), log)
 
 
 def test_an_early_exit_is_noticed_at_once(tmp_path: Path):
@@ -67,6 +69,39 @@ def test_what_its_processes_counted_goes_with_it(tmp_path: Path):
     (counters / "counter_1.db").touch()
     child("pass", tmp_path / "log").stop()
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed before"])
+def test_what_its_scheduler_shares_in_memory_goes_with_it(tmp_path: Path, *, killed: bool):
+    """Its name is random: it is known by who holds it open. Of other engines the files stay."""
+    mine, others = (Path(f"/dev/shm/sglang_loads_tuneship-test-{os.getpid()}-{name}.shm") for name in ("mine", "other"))
+    others.touch()
+    engine = child(SHARES.format(file=str(mine)), tmp_path / "log")
+    try:
+        engine.wait_ready([None], timeout_s=30)
+        assert mine.exists()
+        if killed:
+            kill_all({*descendants(engine.process.pid), psutil.Process(engine.process.pid)})
+        engine.stop(grace_s=1)
+        assert not mine.exists()
+        assert others.exists()
+    finally:
+        engine.stop(grace_s=0)
+        others.unlink()
+        mine.unlink(missing_ok=True)
+
+
+SHARES = """
+import http.server, subprocess, sys
+held = "import time; file = open({file!r}, 'w'); print(flush=True); time.sleep(60)"
+scheduler = subprocess.Popen([sys.executable, '-c', held], stdout=subprocess.PIPE)
+scheduler.stdout.readline()
+class Answers(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.send_response(200)
+        self.end_headers()
+http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), Answers).serve_forever()
+"""
 
 
 def test_stop_is_harmless_when_it_is_dead(tmp_path: Path):
