@@ -48,7 +48,7 @@ class Step(NamedTuple):
 
     def missing(self, printed: str) -> list[str]:
         """The shown lines that no printed line has all words of."""
-        lines = [set(line.split()) for line in printed.splitlines()]
+        lines = [_words(line) for line in printed.splitlines()]
         return [line for line in self.shown if not any(_words(line) <= words for words in lines)]
 
 
@@ -137,4 +137,4 @@ def _without_remark(line: str) -> tuple[str, str]:
 
 
 def _words(line: str) -> set[str]:
-    return {word for word in line.split() if not re.search(r"\d|\.\.\.", word)}
+    return {word.strip(".,:;()") for word in line.split() if not re.search(r"\d|\.\.\.", word)}

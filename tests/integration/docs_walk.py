@@ -17,6 +17,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ sys.path.append(str(Path(__file__).parent))
 from docs_not_run import NEEDS_GPU, NOT_RUN
 from docs_pages import ROOT, WALKED, Step, steps
 
+PORT = 30000
 _STARTS_S = 0.2
 
 
@@ -125,13 +127,14 @@ def walk(
 ) -> Iterator[Outcome]:
     """Every step of `pages` that can run here, as it ends; pages that build on each other in their order."""
     left = {**NOT_RUN, **({} if gpu else NEEDS_GPU)}
+    with socket.socket() as probe:  # it would answer in place of ours
+        assert probe.connect_ex(("127.0.0.1", PORT)), f"port {PORT} is in use, and the pages' commands need it"
     with contextlib.closing(Walk(folder, environment, limit_s)) as walked:
-        for page in sorted(pages, key=_place):
-            for step in steps(page):
-                if why := left.get(step.command):
-                    yield Outcome(step, 0.0, None, "", f"not run: {why}")
-                else:
-                    yield walked.do(step)
+        for step in [step for page in sorted(pages, key=_place) for step in steps(page)]:
+            if why := left.get(step.command):
+                yield Outcome(step, 0.0, None, "", f"not run: {why}")
+            else:
+                yield walked.do(step)
 
 
 def _place(page: Path) -> int:
