@@ -3,11 +3,14 @@
     figures = measure(engine_url, door_url, "base", streams=64, blocks=10, clients=2, window_s=3.0)
 
 A block: all streams begin together, with answers of one length. While every one of them is being answered (from the
-last one's first chunk to the first one's end) two things are read: the tokens a second of all, and the TTFT of probes,
-single requests that come in between at Poisson times by the same way.
+last one's first chunk to the first one's end) two things are read: the tokens a second of all, and the TTFT of probes.
+Probes are single requests in between, at the same times in each of the four blocks, and always in pairs: one through
+the door and one past it, two milliseconds apart, now this one first and now that. What the door adds to a TTFT is the
+median over pairs, of the blocks in which the door carries the streams: both of a pair meet the same step.
 
 Loops of short answers cannot tell it. There a stream waits for the prompts of those that ended with it, and how these
-fall together is chance: on an H200, blocks of 64 streams differed by 8 % and their median TTFT by 40 ms.
+fall together is chance: on an H200, blocks of 64 streams differed by 8 % and their median TTFT by 40 ms. Probes without
+a partner did not tell it either: which part of a step they meet, and how many prompts stop the streams, is chance too.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ _PROMPT_TOKENS = 128
 _FIRST_TOKENS = 64
 """Of the block that finds out how long an answer is to be."""
 _PROBE_TOKENS, _PROBES_PER_S = 8, 8.0
+_APART_S = 0.002
 _FEWEST_PROBES = 5
 
 
@@ -37,11 +41,15 @@ class Block(NamedTuple):
     """What was read while all streams were being answered."""
 
     tokens_per_s: float
-    ttft_ms: float
-    probes: int
+    ttft_ms: list[tuple[float, float]]
+    """Of pairs of probes: past the door, through it."""
     began_s: float
     """Of that time, from the moment at which the streams were sent."""
     seconds: float
+
+    def added_ms(self) -> float:
+        """The median of what the door added to a pair's TTFT."""
+        return statistics.median(through - past for past, through in self.ttft_ms)
 
 
 def measure(
@@ -61,47 +69,57 @@ def measure(
         say: hears what each block gave.
 
     Raises:
-        RuntimeError: a request failed, or a block had too few probes.
+        RuntimeError: a request failed, or a block had too few pairs of probes.
 
     """
-    ask = _Asker(model, streams, clients)
-    first = ask.block(door_url, _FIRST_TOKENS, until_s=0.0)
+    ask = _Asker({"past": engine_url, "through": door_url}, model, streams, clients)
+    first = ask.block("through", _FIRST_TOKENS, until_s=0.0)
     tokens = max(_FIRST_TOKENS, round(window_s * first.tokens_per_s / streams))
     until_s = first.began_s + window_s
-    ask.block(engine_url, tokens, until_s)
+    ask.block("past", tokens, until_s)
     slower, later = list[float](), list[float]()
-    alone, through = list[Block](), list[Block]()
+    past, through = list[Block](), list[Block]()
     for number in range(blocks):
-        a1, b1 = ask.block(engine_url, tokens, until_s), ask.block(door_url, tokens, until_s)
-        b2, a2 = ask.block(door_url, tokens, until_s), ask.block(engine_url, tokens, until_s)
-        alone, through = [*alone, a1, a2], [*through, b1, b2]
+        a1, b1 = ask.block("past", tokens, until_s, number), ask.block("through", tokens, until_s, number)
+        b2, a2 = ask.block("through", tokens, until_s, number), ask.block("past", tokens, until_s, number)
+        past, through = [*past, a1, a2], [*through, b1, b2]
         slower.append((math.log(a1.tokens_per_s * a2.tokens_per_s) - math.log(b1.tokens_per_s * b2.tokens_per_s)) / 2)
-        later.append((b1.ttft_ms + b2.ttft_ms - a1.ttft_ms - a2.ttft_ms) / 2)
+        later.append((b1.added_ms() + b2.added_ms()) / 2)
         say("door", streams, f"{number + 1} of {blocks}", round(slower[-1], 4), round(later[-1], 2))
     lost, added = sign_flip(slower), sign_flip(later)
+    pairs = [pair for block in through for pair in block.ttft_ms]
     return {
         "streams": streams, "blocks": blocks, "answer_tokens": tokens,
-        "window_s": round(statistics.median(block.seconds for block in alone + through), 2),
-        "probes": sum(block.probes for block in alone + through),
-        "engine_tokens_per_s": round(statistics.median(block.tokens_per_s for block in alone), 1),
+        "window_s": round(statistics.median(block.seconds for block in past + through), 2),
+        "engine_tokens_per_s": round(statistics.median(block.tokens_per_s for block in past), 1),
         "door_tokens_per_s": round(statistics.median(block.tokens_per_s for block in through), 1),
-        "engine_ttft_ms": round(statistics.median(block.ttft_ms for block in alone), 2),
-        "door_ttft_ms": round(statistics.median(block.ttft_ms for block in through), 2),
         "throughput_lost": round(lost.mean, 5), "throughput_lost_upper": round(lost.upper, 5),
+        "pairs_of_probes": len(pairs),
+        "engine_ttft_ms": round(statistics.median(one for one, _ in pairs), 2),
+        "door_ttft_ms": round(statistics.median(other for _, other in pairs), 2),
         "ttft_added_ms": round(added.mean, 3), "ttft_added_ms_upper": round(added.upper, 3),
         "each_block": {"throughput_lost": [round(x, 5) for x in slower], "ttft_added_ms": [round(x, 3) for x in later]},
     }  # fmt: skip
 
 
+class _Probe(NamedTuple):
+    sent_s: float
+    """On `time.perf_counter`."""
+    ttft_s: float
+
+
 class _Asker:
     """Who sends a block; no two blocks have a prompt in common."""
 
-    def __init__(self, model: str, streams: int, clients: int) -> None:
-        self._model, self._streams, self._clients = model, streams, clients
+    def __init__(self, urls: dict[str, str], model: str, streams: int, clients: int) -> None:
+        self._urls, self._model, self._streams, self._clients = urls, model, streams, clients
         self._block = 0
 
-    def block(self, url: str, tokens: int, until_s: float) -> Block:
-        """Streams of `tokens`; probes until about `until_s` after they were sent (0: none)."""
+    def block(self, way: str, tokens: int, until_s: float, times: int = 0) -> Block:
+        """Streams of `tokens`, and probes until about `until_s` after these were sent (0: none).
+
+        `times` is a seed: with the same one, probes leave at the same times.
+        """
         self._block += 1
         begun: Future[float] = Future()
 
@@ -109,39 +127,58 @@ class _Asker:
             if not begun.done():
                 begun.set_result(time.perf_counter() - now_s)
 
-        with ThreadPoolExecutor(1) as pool:
-            asked = self._requests("stream", [0.0] * self._streams, tokens)
-            load = pool.submit(processes.run, url, "", asked, drain_s=120, processes=self._clients, watch=watch)
+        asked = self._requests("stream", [0.0] * self._streams, tokens)
+        with ThreadPoolExecutor(3) as pool:
+            load = pool.submit(
+                processes.run, self._urls[way], "", asked, drain_s=120, processes=self._clients, watch=watch
+            )
             either: list[Future[Any]] = [begun, load]
             wait(either, return_when=FIRST_COMPLETED)
             zero = begun.result(0) if begun.done() else math.nan  # it ended before anybody looked
-            probes = self._probes(url, until_s, zero)
+            probes = self._probes(pool, zero + until_s - time.perf_counter(), times)
             streams = _complete(load.result().records)
         start = max(record.chunks_s[0] for record in streams)
         end = min(record.chunks_s[-1] for record in streams)
         if end <= start:
             raise RuntimeError(f"no moment in which all {self._streams} streams were being answered")
-        seen = [ttft for sent, ttft in probes if zero + start <= sent and sent + ttft <= zero + end]
-        if until_s and len(seen) < _FEWEST_PROBES:
-            raise RuntimeError(f"{len(seen)} probes in {end - start:.1f} s with all streams")
-        within = sum(
+        within = [
+            (1e3 * past.ttft_s, 1e3 * through.ttft_s)
+            for past, through in probes
+            if all(zero + start <= one.sent_s and one.sent_s + one.ttft_s <= zero + end for one in (past, through))
+        ]
+        if until_s and len(within) < _FEWEST_PROBES:
+            raise RuntimeError(f"{len(within)} pairs of probes in {end - start:.1f} s with all streams")
+        tokens_within = sum(
             record.output_tokens * sum(start < at <= end for at in record.chunks_s) / len(record.chunks_s)
             for record in streams
         )
-        ttft_ms = 1e3 * statistics.median(seen) if seen else math.nan
-        return Block(within / (end - start), ttft_ms, len(seen), start, end - start)
+        return Block(tokens_within / (end - start), within, start, end - start)
 
-    def _probes(self, url: str, until_s: float, zero: float) -> list[tuple[float, float]]:
-        """(when it was sent, on `time.perf_counter`; TTFT), in seconds."""
-        left_s = zero + until_s - time.perf_counter()
+    def _probes(self, pool: ThreadPoolExecutor, left_s: float, seed: int) -> list[tuple[_Probe, _Probe]]:
+        """Pairs that both said something."""
         if not left_s > 0:
             return []
-        times = schedule("poisson", _PROBES_PER_S, left_s, seed=self._block)
+        times = schedule("poisson", _PROBES_PER_S, left_s, seed=seed)
+        ahead = [_APART_S * (index % 2) for index in range(len(times))]  # now the one leaves first, now the other
+        behind = [_APART_S - wait_s for wait_s in ahead]
+        both = [
+            pool.submit(self._ask, self._urls[way], [at_s + wait_s for at_s, wait_s in zip(times, waits, strict=True)])
+            for way, waits in (("past", ahead), ("through", behind))
+        ]
+        past, through = (future.result() for future in both)
+        return [(past[index], through[index]) for index in past.keys() & through.keys()]
+
+    def _ask(self, url: str, times: Sequence[float]) -> dict[int, _Probe]:
+        """Probes, by their place in `times`."""
         asked = self._requests("probe", times, _PROBE_TOKENS)
         began = time.perf_counter()
-        records = processes.run(url, "", asked, drain_s=60).records if asked else []
-        spoke = [record for record in records if record.error != "no_content"]
-        return [(began + record.sent_s, record.chunks_s[0] - record.sent_s) for record in _complete(spoke)]
+        records = processes.run(url, "", asked, drain_s=60).records
+        _complete([record for record in records if record.error != "no_content"])
+        return {
+            index: _Probe(began + record.sent_s, record.chunks_s[0] - record.sent_s)
+            for index, record in enumerate(records)
+            if not record.error
+        }
 
     def _requests(self, what: str, times: Sequence[float], tokens: int) -> list[Request]:
         level = f"{what} {self._block}"
