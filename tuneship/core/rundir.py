@@ -126,6 +126,13 @@ class RunDir(NamedTuple):
         return attempt
 
 
+def made(path: Path, *stages: str) -> Path:
+    """What the run at `path` made last in the first of `stages` that it finished; without such a thing, `path`."""
+    state = RunDir(path).state().stages
+    outputs = (path / state[stage].output for stage in stages if stage in state)
+    return next((output for output in outputs if output.exists()), path)
+
+
 @contextmanager
 def locked(run: RunDir) -> Iterator[RunDir]:
     """Hold the run alone: creates its directory, removes what a killed attempt left half-written.

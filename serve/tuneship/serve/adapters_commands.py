@@ -15,7 +15,7 @@ def load(path: Path, *, alias: str = "", weight: str = "", pin: bool = False, ur
     Parameters
     ----------
     path
-        Its directory, on the server's machine.
+        Its directory, or that of the run that trained it, on the server's machine.
     alias
         What clients call it (default: its own name). The first version of an alias answers at once, a later one when
         it gets weight or is promoted.
@@ -27,7 +27,9 @@ def load(path: Path, *, alias: str = "", weight: str = "", pin: bool = False, ur
         Which server, if several run.
 
     """
-    body = {"path": str(path.absolute()), "alias": alias, "weight": _share(weight), "pinned": pin}
+    from tuneship.core import rundir  # noqa: PLC0415 - loads pydantic
+
+    body = {"path": str(rundir.made(path.absolute(), "train")), "alias": alias, "weight": _share(weight), "pinned": pin}
     _show([_ask("POST", "/admin/adapters", url, body)])
 
 

@@ -14,11 +14,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tuneship.core import artifact, checkpoint
+from tuneship.core import artifact, checkpoint, rundir
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.model_source import ModelSource, resolve
 from tuneship.core.progress import say
-from tuneship.core.rundir import RunDir
 from tuneship.serve import preflight, quantized
 from tuneship.serve.dressed import Dress
 from tuneship.serve.preflight import BaseModel, Limits
@@ -145,12 +144,9 @@ def _adapters(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ArtifactError(f"no directory {folder}", hint="--adapters wants an adapter, a directory of them, or a run")
     # Not resolved: a link's own name is the one that was meant.
-    here = folder.absolute()
+    here = rundir.made(folder.absolute(), "train")
     if preflight.is_adapter(here):
         return [here]
-    trained = RunDir(here).state().stages.get("train")
-    if trained and preflight.is_adapter(here / trained.output):
-        return [here / trained.output]
     found = [path for path in sorted(here.iterdir()) if preflight.is_adapter(path)]
     if not found:
         deeper = preflight.deeper(folder)

@@ -39,7 +39,8 @@ def serve(
     Parameters
     ----------
     model
-        A merged artifact's or a built base's directory, or a base: hub id, local path, bundled:smollm2-135m-instruct.
+        A merged artifact's directory, or its run's; a built base's; or a base: hub id, local path,
+        bundled:smollm2-135m-instruct.
     adapters
         An adapter, a directory of them, or a run (the adapter that it trained last), served beside the base, each under
         its own name; once for each.
@@ -92,7 +93,7 @@ def serve(
     """
     from pydantic import ValidationError  # noqa: PLC0415 - `--help` starts without all of this
 
-    from tuneship.core import chat_templates  # noqa: PLC0415
+    from tuneship.core import chat_templates, rundir  # noqa: PLC0415
     from tuneship.core.cache import cache_dir, keys_file, state_dir  # noqa: PLC0415
     from tuneship.core.errors import RecipeError  # noqa: PLC0415
     from tuneship.core.recipe import Serve  # noqa: PLC0415
@@ -122,6 +123,7 @@ def serve(
         flag = f"--{str(first['loc'][0]).removesuffix('_s').replace('_', '-')}: " if first["loc"] else ""
         raise RecipeError(f"{flag}{first['msg'].removeprefix('Value error, ')}") from None
     keyring = Keyring(keys or keys_file())
+    model = str(rundir.made(Path(model), "merge", "train"))
     served = quantized.with_quantization(model, settings)
     name = name or quantized.public_name(model)
     log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"

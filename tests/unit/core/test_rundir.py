@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tuneship.core.errors import ArtifactError
-from tuneship.core.rundir import RunDir, locked
+from tuneship.core.rundir import RunDir, locked, made
 
 HOLD = (
     "import sys, time; from pathlib import Path; from tuneship.core.rundir import RunDir, locked\n"
@@ -121,3 +121,19 @@ def test_a_forgotten_stage_is_not_done_and_the_others_are(tmp_path: Path):
     assert run.output("merge", "id") is None
     assert run.output("bench", "id") is None
     assert run.latest("merge").exists(), "what it made stays"
+
+
+def test_a_runs_folder_stands_for_what_it_made_last(run: RunDir):
+    attempt = run.path / "stages" / "train" / "attempt-1"
+    adapter, merged = run.artifacts / "adapter-0123", run.artifacts / "merged-4567"
+    for output in (adapter, merged):
+        output.mkdir(parents=True)
+    assert made(run.path, "merge", "train") == run.path
+    run.finish("train", "id-1", adapter, attempt)
+    assert made(run.path, "merge", "train") == adapter
+    run.finish("merge", "id-2", merged, attempt)
+    assert made(run.path, "merge", "train") == merged
+    assert made(run.path, "train") == adapter
+    merged.rmdir()
+    assert made(run.path, "merge") == run.path
+    assert made(adapter, "train") == adapter

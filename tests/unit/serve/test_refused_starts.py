@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tuneship.core.errors import ArtifactError, RecipeError
+from tuneship.core.rundir import RunDir
 from tuneship.serve import commands
 
 
@@ -57,6 +58,14 @@ def test_a_truncated_adapter(base: Path, seal_adapter, tmp_path: Path):
 def test_each_of_several_places_of_adapters_is_looked_at(base: Path, seal_adapter, make_adapter, tmp_path: Path):
     words = ("--adapters", str(seal_adapter("sql").path), "--adapters", str(make_adapter("sql")))
     assert "two models are called 'sql'" in refused(serve(str(base), *words, cwd=tmp_path), tmp_path)
+
+
+def test_a_run_that_merged_nothing(base: Path, seal_adapter, tmp_path: Path):
+    run = RunDir(tmp_path)
+    run.finish("train", "input", seal_adapter("sql").path, tmp_path / "stages" / "train" / "attempt-1")
+    said = refused(serve(str(run.path), cwd=tmp_path), tmp_path)
+    assert "is an adapter, not a model" in said
+    assert "tuneship serve BASE --adapters" in said
 
 
 def test_an_nf4_base_with_tensor_parallel(base: Path, tmp_path: Path):
