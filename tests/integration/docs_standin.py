@@ -20,9 +20,9 @@ from tuneship.core import model_source
 from tuneship.core.cache import cache_dir
 
 RECIPES = ("quickstart", "triage", "sql")
-TRAIN_ROWS, HELDOUT_ROWS = 64, 24
+TRAIN_ROWS, HELDOUT_ROWS = 64, 16
 CHANGED: Mapping[str, Mapping[str, Any]] = {
-    "train": {"steps": 60, "learning_rate": 1e-2, "optimizer": "adamw", "effective_batch": 8},
+    "train": {"steps": 40, "learning_rate": 1e-2, "optimizer": "adamw", "effective_batch": 4},
     # Random weights lose much in four bits; what is refused, and why, has tests of its own.
     "merge": {"max_nll_increase": 2.0},
 }

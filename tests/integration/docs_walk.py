@@ -51,6 +51,7 @@ class Walk:
     folder: Path
     environment: Mapping[str, str]
     limit_s: float = 600
+    reader: str = "reader"
     _running: list[tuple[Step, subprocess.Popen[bytes], Path]] = field(default_factory=list)
 
     def do(self, step: Step) -> Outcome:
@@ -110,8 +111,9 @@ class Walk:
 
     def _start(self, script: str, name: str) -> tuple[subprocess.Popen[bytes], Path]:
         """A terminal: it knows what the ones before it have set."""
-        state, log = self.folder / ".walk" / "variables", self.folder / ".walk" / f"{name}.log"
-        state.parent.mkdir(exist_ok=True)
+        desk = self.folder / ".walk" / self.reader
+        state, log = desk / "variables", desk / f"{name}.log"
+        desk.mkdir(parents=True, exist_ok=True)
         state.touch()
         text = f". {state}\nset -a -o pipefail\n{script}code=$?\nexport -p > {state}\nexit $code\n"
         with log.open("wb") as output:
@@ -123,13 +125,20 @@ class Walk:
 
 
 def walk(
-    pages: Sequence[Path], folder: Path, environment: Mapping[str, str], limit_s: float, *, gpu: bool = False
+    pages: Sequence[Path],
+    folder: Path,
+    environment: Mapping[str, str],
+    limit_s: float,
+    *,
+    gpu: bool = False,
+    reader: str = "reader",
 ) -> Iterator[Outcome]:
-    """Every step of `pages` that can run here, as it ends; pages that build on each other in their order."""
+    """Every step of `pages` that can run here, as it ends; pages that build on each other in their order.
+
+    Another `reader` in the same folder has variables and terminals of its own.
+    """
     left = {**NOT_RUN, **({} if gpu else NEEDS_GPU)}
-    with socket.socket() as probe:  # it would answer in place of ours
-        assert probe.connect_ex(("127.0.0.1", PORT)), f"port {PORT} is in use, and the pages' commands need it"
-    with contextlib.closing(Walk(folder, environment, limit_s)) as walked:
+    with contextlib.closing(Walk(folder, environment, limit_s, reader)) as walked:
         for step in [step for page in sorted(pages, key=_place) for step in steps(page)]:
             if why := left.get(step.command):
                 yield Outcome(step, 0.0, None, "", f"not run: {why}")
@@ -141,6 +150,12 @@ def _place(page: Path) -> int:
     """A shell's `docs/jobs/*.md` is in another order than a reader's."""
     known = [path.resolve() for path in WALKED]
     return known.index(page.resolve()) if page.resolve() in known else len(known)
+
+
+def require_port() -> None:
+    """See that nobody answers in place of the server that the pages start."""
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", PORT)), f"port {PORT} is in use, and the pages' commands need it"
 
 
 def line(outcome: Outcome) -> str:
@@ -195,6 +210,7 @@ def main() -> int:
     parser.add_argument("--gpu", action="store_true", help="also what needs one")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and its children would
+    require_port()
     folder = given.work.resolve()
     shutil.copytree(given.repo / "recipes", folder / "recipes")
     failed = 0
