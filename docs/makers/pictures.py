@@ -35,11 +35,12 @@ COLUMNS = 110
 QUICKSTART = ["up", "recipes/quickstart.toml"]
 TRIAGE = ["train", "recipes/triage.toml", "--train.steps", "12"]
 BASE = "bundled:smollm2-135m-instruct"
+ADAPTERS = "--adapters runs/invoice-json --adapters runs/triage"
 PORT = 30507
 URL = f"http://127.0.0.1:{PORT}"
-SERVE = f"serve {BASE} --adapters runs/invoice-json --adapters runs/triage --port {PORT} --state state".split()
+SERVE = f"serve {BASE} --quantization dequantized {ADAPTERS} --port {PORT} --state state".split()
 LOAD = f"bench load {URL} --model invoice-json,triage --adapters invoice-json=3,triage=1 --out load".split()
-LEVEL = ["--rates", "2", "--duration-s", "75", "--input-tokens", "48", "--output-tokens", "24"]
+LEVEL = ["--rates", "0.8", "--duration-s", "75", "--input-tokens", "48", "--output-tokens", "16"]
 TOP_S = 70
 """Its figures are of the last minute."""
 
