@@ -51,7 +51,7 @@ OPTIONS: Mapping[str, str] = {
 """Of all other pages: a verb, or a verb with one option (and its choice)."""
 
 OTHERS: Mapping[str, str] = {
-    r"make (setup|quickstart|test|lint)$": "every change is let in by them; the walk runs the quickstart's own command",
+    r"make (setup|quickstart|test|lint)$": "`.ci/run` runs the others; the walk runs the quickstart's own command",
     r"make (test-latest|coverage|images|lock)$": "minutes to hours, for those who change tuneship",
     r"make (reference|licences)$": "tests/unit/shipping/test_documents.py",
     r"\S*pytest tests/unit": "this is one of them",

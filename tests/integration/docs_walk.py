@@ -210,8 +210,10 @@ def main() -> int:
     parser.add_argument("--gpu", action="store_true", help="also what needs one")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and its children would
-    require_port()
     folder = given.work.resolve()
+    if folder.exists():
+        parser.error(f"{folder} is there already: name a new --work")
+    require_port()
     shutil.copytree(given.repo / "recipes", folder / "recipes")
     failed = 0
     found = environment(folder, given.tuneship, given.engine_args)

@@ -58,3 +58,15 @@ def test_what_goes_wrong_is_seen(tmp_path: Path):
         "it does not say 'other words'",
     ]
     assert outcomes[-1].printed == "words\n"
+
+
+def test_another_way_to_start_tuneship(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("    tuneship serve BASE\n    tuneship up RECIPE\n    tuneship top --once\n", encoding="utf-8")
+    environment = docs_walk.environment(tmp_path, "echo started:", "--attention-backend triton")
+    outcomes = docs_walk.walk([page], tmp_path, environment, 10.0)
+    assert [outcome.printed.strip() for outcome in outcomes] == [
+        "started: serve BASE --extra-arg=--attention-backend --extra-arg=triton",
+        'started: up RECIPE --serve.extra_args ["--attention-backend", "triton"]',
+        "started: top --once",
+    ]
