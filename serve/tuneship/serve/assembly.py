@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tuneship.core.artifact import EVIDENCE
+from tuneship.core.artifact import EVIDENCE, is_artifact
 from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
@@ -165,7 +165,10 @@ def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registr
         reference = await asyncio.to_thread(read_evidence, source / EVIDENCE)
         # What SGLang quantizes while it loads has other bits than lie on the disk.
         same_bits = serve.quantization != "fp8" and quantized.same_bits(source, catalog.base.path, dtype)
-        verdict = await verify(scorer, version.selector, reference, others=others, same_bits=same_bits, memory=memory)
+        own_base = is_artifact(source)  # else nobody says of which base it is; preflight compared the hashes
+        verdict = await verify(
+            scorer, version.selector, reference, others=others, same_bits=same_bits, own_base=own_base, memory=memory
+        )
         return _judged(version.name, verdict)
 
     return judge

@@ -172,6 +172,20 @@ async def test_another_base_is_named_whatever_the_adapter_does():
         assert verdict.fault is Fault.OTHER_BASE, verdict.message
 
 
+async def test_a_base_that_is_known_by_its_hash_is_not_called_another_one_however_far_quantization_puts_it():
+    """SmolLM2-135M on another task than it was shown to us on: 2.0 nats per token between bf16 and NF4."""
+    world = make_world(bits=4.0)
+    verdict = await judged(world, "good", own_base=True)
+    assert (verdict.outcome, verdict.fault) == (Outcome.CANNOT_TELL, Fault.NONE), verdict.message
+    assert "in other bits than it was trained on" in verdict.message
+    assert "--quantization nf4" in verdict.hint
+    verdict.require()
+    assert (await judged(world, "good")).fault is Fault.OTHER_BASE
+    assert (await judged(world, "good", own_base=True, same_bits=True)).fault is Fault.OTHER_BASE
+    assert (await judged(world, "broken", own_base=True)).outcome is Outcome.FAILED
+    assert (await judged(make_world(bits=0.25), "other", own_base=True)).fault is Fault.OTHER_ADAPTER
+
+
 async def test_other_bits_pass_where_the_signal_is_larger_and_are_told_where_they_must_not_be():
     world = make_world(bits=0.25)
     verdict = await judged(world, "good")

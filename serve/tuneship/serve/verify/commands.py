@@ -92,7 +92,9 @@ async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: 
             verdict = await face.verify_merged(scorer, reference, selector=model, left=left)
         else:
             others = {name: name for name in served.adapters if name != model.partition("@")[0]}
-            verdict = await face.verify(scorer, model, reference, others=others)
+            weights = scorer.versions.get(served.base, "").partition("@")[2]
+            own_base = opened is not None and opened.manifest.base.weights_sha256[:12] == weights
+            verdict = await face.verify(scorer, model, reference, others=others, own_base=own_base)
         return _Asked(model, scorer.versions.get(model, ""), verdict)
 
 

@@ -11,6 +11,7 @@ from tuneship.serve.verify.judge import OTHER_BITS, SAME_BITS, Figures, Finding,
 from tuneship.serve.verify.rendering import Rendering
 from tuneship.serve.verify.rows import Answers
 from tuneship.serve.verify.scorer import Scorer
+from tuneship.serve.verify.statistics import finite
 from tuneship.serve.verify.unknown import Memory
 from tuneship.serve.verify.verdict import Fault, Outcome, Verdict
 from tuneship.serve.verify.words import Said
@@ -23,6 +24,7 @@ async def verify(
     *,
     others: Mapping[str, str] | None = None,
     same_bits: bool = False,
+    own_base: bool = False,
     memory: Memory | None = None,
 ) -> Verdict:
     """Hold the adapter `selector` of this server against `reference`, the evidence of what was trained.
@@ -36,6 +38,8 @@ async def verify(
         others: {public name: selector} of the server's other adapters, so that one that answers instead is named;
             asked only when something is wrong.
         same_bits: the base is known to be served in the quantization of training, so that less may lie between both.
+        own_base: the base is known, by its weights' hash, to be the checkpoint of training, in whatever bits. Then what
+            lies between both is quantization, however much it is.
         memory: what earlier verifications of adapters from elsewhere found out about this server's base.
 
     Raises:
@@ -51,12 +55,14 @@ async def verify(
     figures = Figures(answers.base, answers.trained, served_base, served)
     measured = judge.measure_adapter(figures)
     finding = Finding(Fault.NONE)
-    if judge.is_other_base(figures, SAME_BITS if same_bits else OTHER_BITS):
+    far = judge.is_other_base(figures, SAME_BITS if same_bits else OTHER_BITS)
+    lost = far and own_base and not same_bits and finite(served)  # in what quantization does
+    if far and not lost:
         finding = Finding(Fault.OTHER_BASE)
-    elif measured.wrong:
+    elif measured.wrong and not lost:
         known = {name: await answers.score(scorer, other) for name, other in (others or {}).items()}
         finding = judge.diagnose(figures, measured, known)
-    return _verdict(answers, measured, finding, rendered, merged=False)
+    return _verdict(answers, measured, finding, rendered, lost=lost, merged=False)
 
 
 async def verify_merged(
@@ -87,10 +93,12 @@ async def verify_merged(
     figures = Figures(answers.base, answers.trained, answers.base, served)
     measured = judge.measure_merged(figures, again, float32=float32)
     finding = judge.diagnose(figures, measured, {}) if measured.wrong else Finding(Fault.NONE)
-    return _verdict(answers, measured, finding, rendered, merged=True)
+    return _verdict(answers, measured, finding, rendered, lost=False, merged=True)
 
 
-def _verdict(answers: Answers, measured: Measured, finding: Finding, rendered: Rendering, *, merged: bool) -> Verdict:
+def _verdict(
+    answers: Answers, measured: Measured, finding: Finding, rendered: Rendering, *, lost: bool, merged: bool
+) -> Verdict:
     """What answers is worse than how it is asked, and both are worse than to know too little."""
     outcome, fault, said = Outcome.PASSED, Fault.NONE, Said(words.passed(measured, rendered.prompts))
     if answers.tokens < judge.LEAST_TOKENS:
@@ -99,6 +107,8 @@ def _verdict(answers: Answers, measured: Measured, finding: Finding, rendered: R
         outcome, fault, said = Outcome.FAILED, finding.fault, words.fault(finding, measured, merged=merged)
     elif rendered.first_other:
         outcome, fault, said = Outcome.FAILED, Fault.TEMPLATE, words.template(*rendered.first_other)
+    elif lost:
+        outcome, said = Outcome.CANNOT_TELL, words.lost(measured)
     elif not measured.strong:
         outcome, said = Outcome.CANNOT_TELL, words.too_weak(measured, merged=merged)
     elif not measured.close:

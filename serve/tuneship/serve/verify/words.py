@@ -7,6 +7,8 @@ from typing import NamedTuple
 from tuneship.serve.verify.judge import Finding, Measured
 from tuneship.serve.verify.verdict import Fault
 
+_BITS_OF_TRAINING = "serve the base in the bits of training (for QLoRA --quantization nf4, or dequantized)"
+
 
 class Said(NamedTuple):
     """A sentence and what to do about it."""
@@ -33,11 +35,20 @@ def too_weak(measured: Measured, *, merged: bool) -> Said:
     if measured.other_bits and not merged:
         return Said(
             f"{apart}: the served base is {measured.base_noise.mean:.3f} nats per token from the one of training",
-            "serve the base in the bits of training (--quantization nf4 for QLoRA)",
+            _BITS_OF_TRAINING,
         )
     return Said(
         f"{apart}: training changed these answers by no more than arithmetic may",
         "look at more rows, or train with held-out rows that show what was learnt",
+    )
+
+
+def lost(measured: Measured) -> Said:
+    """It is the base of training, and quantization changed it so much that nothing can be seen through it."""
+    return Said(
+        f"the base is served in other bits than it was trained on, {measured.base_noise.mean:.3f} nats per token away: "
+        "too far to tell what answers",
+        _BITS_OF_TRAINING,
     )
 
 
