@@ -6,9 +6,12 @@ import json
 
 import pytest
 
+from tuneship.core import hardware, recipe_file
 from tuneship.core.errors import TrainError
 from tuneship.core.recipe import Recipe
 from tuneship.train import speed
+from tuneship.train.elsewhere import unsloth_backend
+from tuneship.train.elsewhere.unsloth_backend import Made
 
 
 def recipe(tiny_model, tmp_path) -> Recipe:
@@ -49,4 +52,20 @@ def test_two_ways_beside_each_other(tiny_model, tmp_path):
     assert (ours.name, ours.micro_batch, ours.accumulation) == ("tuneship", 8, 1)
     assert ours.tokens_per_s > copied.tokens_per_s > 0
     assert ours.first_loss == pytest.approx(copied.first_loss, abs=0.5)
-    assert ours.versions["torch"]
+    assert ours.versions == hardware.versions()
+    assert ours.attention == {"implementation": "sdpa"}
+
+
+def test_a_row_of_unsloth_carries_what_unsloth_s_own_environment_had(tiny_model, tmp_path, monkeypatch):
+    there = {"unsloth": "1.2.3", "transformers": "5.17.0"}, {"implementation": "sdpa", "importable": ["xformers"]}
+
+    def trained(base, pad_id, rows, recipe, plan, attempt):
+        line = json.dumps({"loss": 2.0, "step_s": 0.5}) + "\n"
+        (attempt / "metrics.jsonl").write_text(4 * line)
+        return Made(attempt, 2**30, *there)
+
+    monkeypatch.setattr(unsloth_backend, "fit", trained)
+    recipe_file.save(recipe(tiny_model, tmp_path), tmp_path / "recipe.toml")
+    row = speed._measure("unsloth", 4, tmp_path)
+    assert (row["versions"], row["attention"]) == there
+    assert (row["peak_gib"], row["first_loss"], row["micro_batch"]) == (1.0, 2.0, 8)

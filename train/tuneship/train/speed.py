@@ -35,7 +35,10 @@ _GIB = 2**30
 
 
 class Speed(NamedTuple):
-    """One way, measured. `peak_gib` is PyTorch's own, without CUDA's context: what all ways can say of themselves."""
+    """One way, measured. `peak_gib` is PyTorch's own, without CUDA's context: what all ways can say of themselves.
+
+    `versions` and `attention` are of the environment that trained; Unsloth has its own.
+    """
 
     name: str
     tokens_per_s: float
@@ -45,6 +48,7 @@ class Speed(NamedTuple):
     first_loss: float
     limit_tokens_per_s: float
     versions: dict[str, str]
+    attention: dict[str, Any]
     command: str
 
 
@@ -68,7 +72,7 @@ def compare(recipe: Recipe, ways: Sequence[Way], steps: int) -> list[Speed]:
                 say(f"{way} could not be measured:\n{tail(work / 'log', 6)}")
                 continue
             measured = json.loads((work / "speed.json").read_text(encoding="utf-8"))
-        found.append(Speed(**measured, versions=hardware.versions(), command=shlex.join(["tuneship", *sys.argv[1:]])))
+        found.append(Speed(**measured, command=shlex.join(["tuneship", *sys.argv[1:]])))
     if not found:
         raise TrainError("nothing could be measured")
     return found
@@ -105,8 +109,10 @@ def _measure(way: Way, steps: int, work: Path) -> dict[str, Any]:
         made = unsloth_backend.fit(prepared.source.path, prepared.pad_id, rows, short, todo, work)
         lines = [json.loads(line) for line in (work / "metrics.jsonl").read_text().splitlines()]
         step_s, first, peak = [line["step_s"] for line in lines], lines[0]["loss"], made.peak_bytes
+        versions, attention = made.versions, made.attention
     else:
-        step_s, first, peak, todo = _ours(prepared, rows, short, todo, work)
+        step_s, first, peak, todo, attention = _ours(prepared, rows, short, todo, work)
+        versions = hardware.versions()
     median_s = statistics.median(step_s[_WARM_UP:] or step_s)
     return {
         "name": way,
@@ -116,10 +122,14 @@ def _measure(way: Way, steps: int, work: Path) -> dict[str, Any]:
         "accumulation": todo.accumulation,
         "first_loss": round(first, 4),
         "limit_tokens_per_s": round(_limit(Shape.of(checkpoint.read_config(prepared.source.path)))),
+        "versions": versions,
+        "attention": attention,
     }
 
 
-def _ours(prepared: Any, rows: Any, recipe: Recipe, todo: Any, work: Path) -> tuple[list[float], float, int, Any]:
+def _ours(
+    prepared: Any, rows: Any, recipe: Recipe, todo: Any, work: Path
+) -> tuple[list[float], float, int, Any, dict[str, Any]]:
     import torch  # noqa: PLC0415
 
     from tuneship.train import model  # noqa: PLC0415
@@ -134,7 +144,8 @@ def _ours(prepared: Any, rows: Any, recipe: Recipe, todo: Any, work: Path) -> tu
     probe.forget_peak()
     trainer.train()
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return clock.step_s, float(trainer.state.log_history[0]["loss"]), peak, todo
+    attention = {"implementation": trainer.model.config._attn_implementation}
+    return clock.step_s, float(trainer.state.log_history[0]["loss"]), peak, todo, attention
 
 
 def _limit(shape: Any) -> float:

@@ -36,10 +36,12 @@ _OPTIMIZERS = {"paged_adamw_8bit": "paged_adamw_8bit", "adamw_8bit": "adamw_8bit
 
 
 class Made(NamedTuple):
-    """What it left: a PEFT adapter, and PyTorch's own peak."""
+    """What it left: a PEFT adapter, PyTorch's own peak, and what its environment had."""
 
     adapter: Path
     peak_bytes: int
+    versions: dict[str, str]
+    attention: dict[str, Any]
 
 
 def fit(
@@ -81,8 +83,8 @@ def fit(
     say(f"training with Unsloth; its own words: {folder / 'log'}")
     environment = {"HF_HUB_OFFLINE": "1"} | (env or {})
     own_environment.run(python, _PROGRAM, str(folder / "job.json"), log=folder / "log", env=environment)
-    peak = json.loads((folder / "adapter" / "peak.json").read_text(encoding="utf-8"))
-    return Made(folder / "adapter", int(peak["peak_bytes"]))
+    result = json.loads((folder / "adapter" / "result.json").read_text(encoding="utf-8"))
+    return Made(folder / "adapter", int(result["peak_bytes"]), result["versions"], result["attention"])
 
 
 def _job(base: Path, pad_id: int, recipe: Recipe, plan: Plan, folder: Path) -> dict[str, Any]:

@@ -2,17 +2,19 @@
 
 The job is {base, rows, out, metrics, length, pad_id, lora{rank, alpha, dropout, rslora, modules}, micro_batch,
 accumulation, steps, learning_rate, scheduler, warmup_steps, optimizer, max_grad_norm, seed, double}. `rows` is a JSONL
-of {input_ids, labels}; the adapter is written to `out`, a line a step to `metrics`, and the peak of the memory that
-PyTorch allocated to `out`/peak.json.
+of {input_ids, labels}; the adapter is written to `out`, a line a step to `metrics`, and to `out`/result.json the peak
+of the memory that PyTorch allocated, the versions of this environment, and what attention can be computed with.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,21 @@ import torch
 from transformers import BitsAndBytesConfig, Trainer, TrainerCallback, TrainingArguments
 
 _IGNORED = -100
+_PACKAGES = (
+    "unsloth",
+    "unsloth_zoo",
+    "torch",
+    "transformers",
+    "trl",
+    "bitsandbytes",
+    "peft",
+    "datasets",
+    "triton",
+    "xformers",
+    "flash-attn",
+)
+_KERNELS = ("flash_attn", "xformers")
+"""What Unsloth computes attention with where it can import them, whatever the model's configuration says."""
 
 
 def main(job: dict[str, Any]) -> None:
@@ -69,7 +86,8 @@ def main(job: dict[str, Any]) -> None:
     trainer.train()
     model.save_pretrained(job["out"])
     peak = {"peak_bytes": torch.cuda.max_memory_allocated(), "reserved_bytes": torch.cuda.max_memory_reserved()}
-    (Path(job["out"]) / "peak.json").write_text(json.dumps(peak))
+    result = peak | {"versions": _versions(), "attention": _attention(model)}
+    (Path(job["out"]) / "result.json").write_text(json.dumps(result))
     del tokenizer
 
 
@@ -113,6 +131,31 @@ def _collate(batch: list[dict[str, list[int]]], pad_id: int) -> dict[str, torch.
         "labels": torch.tensor([padded(row["labels"], _IGNORED) for row in batch]),
         "attention_mask": torch.tensor([padded([1] * len(row["input_ids"]), 0) for row in batch]),
     }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _attention(model: Any) -> dict[str, Any]:
+    return {
+        "implementation": getattr(model.config, "_attn_implementation", None),
+        "importable": [name for name in _KERNELS if _can_be_imported(name)],
+    }
+
+
+def _can_be_imported(name: str) -> bool:
+    try:
+        import_module(name)
+    except Exception:  # noqa: BLE001 - one that was built for another torch fails in its own way
+        return False
+    return True
 
 
 class _Metrics(TrainerCallback):
