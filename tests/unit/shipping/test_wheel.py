@@ -171,4 +171,4 @@ def test_plain_pip_installs_it_too(wheel: Path, tmp_path: Path):
 def test_the_extras_are_those_that_are_promised(light: Path):
     code = "from importlib.metadata import metadata; print(*metadata('tuneship').get_all('Provides-Extra'))"
     done = subprocess.run([light / "env" / "bin" / "python", "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"train", "serve", "bench", "eval", "demo", "docker", "unsloth"}
+    assert set(done.stdout.split()) == {"train", "serve", "bench", "eval", "demo", "docker", "unsloth", "compress"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,21 @@ def test_an_environment_is_built_once_and_never_left_half(tmp_path: Path, monkey
     absent = (str(tmp_path / "absent"),)
     for _ in range(2):
         with pytest.raises(TrainError, match="pip install"):
-            own_environment.python("made", absent)
+            own_environment.python("made", absent, extra="compress")
     (folder,) = (path for path in (tmp_path / "cache" / "environments").iterdir() if path.is_dir())
     (folder / ".complete").touch()
-    assert own_environment.python("made", absent) == folder / "bin" / "python"
+    assert own_environment.python("made", absent, extra="compress") == folder / "bin" / "python"
+
+
+@pytest.mark.parametrize("extra", ["unsloth", "compress"])
+def test_without_uv_the_extra_that_brings_it_is_named(tmp_path: Path, monkeypatch, extra: str):
+    from tuneship.train.elsewhere import own_environment
+
+    monkeypatch.setenv("TUNESHIP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    with pytest.raises(TrainError, match="needs uv") as caught:
+        own_environment.python("made", ("absent",), extra=extra)
+    assert caught.value.hint == f"pip install 'tuneship[{extra}]'"
+    pyproject = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
+    assert any(line.startswith("uv") for line in pyproject["project"]["optional-dependencies"][extra])

@@ -41,7 +41,7 @@ def compress(
     if find_spec("compressed_tensors") is None:
         raise ArtifactError(
             f"merge.quantize = '{scheme}' is measured with compressed-tensors, which is not installed",
-            hint="pip install compressed-tensors",
+            hint="pip install 'tuneship[compress]'",
         )
     out = work / scheme
     job = {
@@ -53,7 +53,7 @@ def compress(
         "rows": [list(row) for row in rows[:CALIBRATION_ROWS]],
     }
     (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
-    interpreter = own_environment.python("llm-compressor", REQUIREMENTS)
+    interpreter = own_environment.python("llm-compressor", REQUIREMENTS, extra="compress")
     own_environment.run(interpreter, _PROGRAM, str(work / "job.json"), log=log, env={"HF_HUB_OFFLINE": "1"})
     return out
 

@@ -1,6 +1,6 @@
 """An environment of its own for a library that does not install beside ours: built by uv when it is first used.
 
-    python = own_environment.python("llm-compressor", ("llmcompressor==0.13.0", "torch==2.11.0"))
+    python = own_environment.python("llm-compressor", ("llmcompressor==0.13.0", "torch==2.11.0"), extra="compress")
 
 It lies in the cache under a name made of its requirements, whole or not at all, and can be deleted at any time.
 """
@@ -25,8 +25,8 @@ _COMPLETE = ".complete"
 _GRACE_S = 5.0
 
 
-def python(name: str, requirements: Sequence[str]) -> Path:
-    """The interpreter of an environment with exactly `requirements` and what they need.
+def python(name: str, requirements: Sequence[str], *, extra: str) -> Path:
+    """The interpreter of an environment with exactly `requirements` and what they need; `extra` of ours brings uv.
 
     Raises:
         TrainError: no uv here, or it could not install them.
@@ -38,9 +38,10 @@ def python(name: str, requirements: Sequence[str]) -> Path:
     with FileLock(f"{folder}.lock"):
         if not (folder / _COMPLETE).is_file():
             shutil.rmtree(folder, ignore_errors=True)  # half of one
+            uv = _uv(extra)
             say(f"installing {requirements[0]} into an environment of its own (once; {folder})")
-            _run(_uv(), "venv", "--quiet", "--python", sys.executable, str(folder))
-            _run(_uv(), "pip", "install", "--quiet", "--python", str(interpreter), *requirements)
+            _run(uv, "venv", "--quiet", "--python", sys.executable, str(folder))
+            _run(uv, "pip", "install", "--quiet", "--python", str(interpreter), *requirements)
             (folder / _COMPLETE).touch()
     return interpreter
 
@@ -71,12 +72,14 @@ def _run(*command: str) -> None:
         )
 
 
-def _uv() -> str:
+def _uv(extra: str) -> str:
     """The uv on PATH, beside this interpreter, or where `make setup` puts it."""
     here = Path(sys.prefix)
     found = shutil.which("uv") or next(
         (str(path) for path in (here / "bin" / "uv", here.parent / ".tools" / "bin" / "uv") if path.is_file()), None
     )
     if found is None:
-        raise TrainError("an environment of its own needs uv, which is not on PATH", hint="pip install uv")
+        raise TrainError(
+            "an environment of its own needs uv, which is not on PATH", hint=f"pip install 'tuneship[{extra}]'"
+        )
     return found

@@ -79,7 +79,7 @@ def fit(
     with Path(job["rows"]).open("w", encoding="utf-8") as file:
         file.writelines(json.dumps({"input_ids": row.input_ids, "labels": row.labels}) + "\n" for row in rows)
     (folder / "job.json").write_text(json.dumps(job, indent=1), encoding="utf-8")
-    python = interpreter or own_environment.python("unsloth", REQUIREMENTS)
+    python = interpreter or own_environment.python("unsloth", REQUIREMENTS, extra="unsloth")
     say(f"training with Unsloth; its own words: {folder / 'log'}")
     environment = {"HF_HUB_OFFLINE": "1"} | (env or {})
     own_environment.run(python, _PROGRAM, str(folder / "job.json"), log=folder / "log", env=environment)
