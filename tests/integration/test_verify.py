@@ -201,6 +201,11 @@ def test_the_verb(url: str, trained: Artifact, adapters: Path, tmp_path: Path) -
     unknown = tuneship("verify", adapters / "alpha", "--url", url, cwd=tmp_path)
     assert unknown.returncode == 3, unknown.stderr
     assert "no evidence" in unknown.stderr
+    assert "limit" not in unknown.stdout
+    run = trained.path.parents[1]
+    of_run = tuneship("verify", run, "--url", url, cwd=tmp_path)
+    assert of_run.returncode == 0, of_run.stderr
+    assert trained.version in of_run.stdout
     absent = tuneship("verify", trained.path, "--url", url, "--model", "nobody", cwd=tmp_path)
     assert absent.returncode == 1
     assert "serves no model 'nobody'" in absent.stderr

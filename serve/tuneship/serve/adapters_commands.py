@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -33,16 +34,22 @@ def load(path: Path, *, alias: str = "", weight: str = "", pin: bool = False, ur
     _show([_ask("POST", "/admin/adapters", url, body)])
 
 
-def list_(*, url: str = "") -> None:
+def list_(*, json: bool = False, url: str = "") -> None:
     """Show the versions that the running server has, and what each of them answers.
 
     Parameters
     ----------
+    json
+        For programs: a list of objects.
     url
         Which server, if several run.
 
     """
-    _show([version for version in _ask("GET", "/admin/adapters", url) if version["state"] != "unloaded"])
+    found = [version for version in _ask("GET", "/admin/adapters", url) if version["state"] != "unloaded"]
+    if json:
+        print(dumps(found, indent=1))
+    else:
+        _show(found)
 
 
 def promote(name: str, *, url: str = "") -> None:

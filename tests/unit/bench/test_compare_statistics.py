@@ -102,6 +102,7 @@ def test_binary_scores_by_mcnemar() -> None:
     same = compare_scores(a, a)
     assert (same.p, same.worse_by) == (1.0, 0.0)
     assert same.upper == pytest.approx(0.03, abs=0.001)
+    assert 0.02 < same.detectable < 0.03, "no noise was seen, which is not none"
 
 
 def test_graded_scores_and_nll() -> None:

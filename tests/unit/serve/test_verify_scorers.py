@@ -26,7 +26,8 @@ class Server:
         self.bodies: list[dict] = []
         self.tokenizes = True
         self.status = 200
-        self.cards = [{"id": "sql", "parent": "b"}, {"id": BASE.name}, {"id": "mail", "parent": "b"}]
+        base = {"id": BASE.name, "version": "org/base@0123"}
+        self.cards = [{"id": "sql", "parent": "b"}, base, {"id": "mail", "parent": "b"}]
         self.url = ""
 
     async def handle(self, request: web.Request) -> web.Response:
@@ -78,6 +79,7 @@ async def scorer(server: Server, request: pytest.FixtureRequest) -> AsyncIterato
     else:
         async with DoorScorer(f"{server.url}/v1/", "secret") as door:
             assert await door.served() == Served("org/base", ("sql", "mail"))
+            assert door.versions["org/base"] == "org/base@0123"
             yield door
 
 

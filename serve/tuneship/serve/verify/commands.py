@@ -13,6 +13,7 @@ from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from tuneship.core.artifact import Artifact
+    from tuneship.serve.verify.statistics import Spread
     from tuneship.serve.verify.verdict import Verdict
 
 
@@ -40,7 +41,8 @@ def verify(
     Parameters
     ----------
     artifact
-        The directory of an adapter or a merged checkpoint; an adapter without evidence is only seen to be applied.
+        The directory of an adapter or a merged checkpoint, or of the run that made them: of these the one that is
+        served. An adapter without evidence is only seen to be applied.
     url
         The server; without it, the only one that runs here.
     model
@@ -58,10 +60,12 @@ def verify(
     from tuneship.core.errors import ArtifactError, ExitCode  # noqa: PLC0415
     from tuneship.core.progress import say  # noqa: PLC0415
 
+    url, key = url or _only_server(), key_in(key_env)
+    artifact = asyncio.run(_meant(artifact, url, key))
     opened = artifacts.open_artifact(artifact, verify=False) if artifacts.is_artifact(artifact) else None
     if record and not opened:
         raise ArtifactError(f"{artifact} has no {artifacts.MANIFEST}: there is no evidence to add to")
-    asked = asyncio.run(_ask(opened, artifact, url or _only_server(), model, rows or sys.maxsize, key_in(key_env)))
+    asked = asyncio.run(_ask(opened, artifact, url, model, rows or sys.maxsize, key))
     _show(asked)
     if record and opened:
         say(f"recorded in {artifacts.add_evidence(opened, 'verify', _record(asked))}")
@@ -71,6 +75,20 @@ def verify(
     if not asked.verdict.passed:
         say(f"{asked.verdict.outcome}: {asked.verdict.message}")
         sys.exit(ExitCode.CANNOT_TELL)
+
+
+async def _meant(path: Path, url: str, key: str) -> Path:
+    """`path`, or of what the run there made that which the server has; else the merged model, or the adapter."""
+    from tuneship.core import rundir  # noqa: PLC0415
+    from tuneship.serve.verify.door import DoorScorer  # noqa: PLC0415
+
+    made = [output for stage in ("merge", "train") if (output := rundir.made(path, stage)) != path]
+    if not made:
+        return path
+    async with DoorScorer(url, key) as scorer:
+        await scorer.served()
+    ids = {version.rpartition("@")[2] for version in scorer.versions.values()}
+    return next((output for output in made if output.name.rpartition("-")[2] in ids), made[0])
 
 
 async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: int, key: str) -> _Asked:
@@ -92,7 +110,7 @@ async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: 
             verdict = await face.verify_merged(scorer, reference, selector=model, left=left)
         else:
             others = {name: name for name in served.adapters if name != model.partition("@")[0]}
-            weights = scorer.versions.get(served.base, "").partition("@")[2]
+            weights = scorer.versions[served.base].rpartition("@")[2]
             own_base = opened is not None and opened.manifest.base.weights_sha256[:12] == weights
             verdict = await face.verify(scorer, model, reference, others=others, own_base=own_base)
         return _Asked(model, scorer.versions.get(model, ""), verdict)
@@ -105,21 +123,30 @@ def _only_server() -> str:
 
 
 def _show(asked: _Asked) -> None:
+    from tuneship.serve.verify.verdict import Outcome  # noqa: PLC0415
+
     verdict = asked.verdict
     lines = {
         "model": asked.model,
         "version": asked.version,
         "verdict": f"{verdict.outcome} ({verdict.fault})" if verdict.fault else str(verdict.outcome),
-        "rows": f"{verdict.rows}, {verdict.tokens} tokens",
-        "prompts": f"{verdict.prompts} rendered as in training" if verdict.prompts else "not compared",
-        "noise floor": f"{verdict.noise_floor.mean:.4f} nats per token, 0.95 quantile {verdict.noise_floor.high:.4f}",
-        "deviation": f"{verdict.deviation.mean:.4f} nats per token, 0.95 quantile {verdict.deviation.high:.4f}",
-        "limit": f"{verdict.limit.mean:.4f} nats per token, 0.95 quantile {verdict.limit.high:.4f}",
-        "power": f"the base is {verdict.power:.1f} limits away",
-        "effect": "" if verdict.scale is None else f"{verdict.scale:.3f} of what training did",
     }
+    if verdict.outcome is not Outcome.NO_EVIDENCE:  # else there is nothing to measure against
+        lines |= {
+            "rows": f"{verdict.rows}, {verdict.tokens} tokens",
+            "prompts": f"{verdict.prompts} rendered as in training" if verdict.prompts else "not compared",
+            "noise floor": _nats(verdict.noise_floor),
+            "deviation": _nats(verdict.deviation),
+            "limit": _nats(verdict.limit),
+            "power": f"the base is {verdict.power:.1f} limits away",
+            "effect": "" if verdict.scale is None else f"{verdict.scale:.3f} of what training did",
+        }
     for name, value in lines.items():
         print(f"{name:<12} {value}")
+
+
+def _nats(spread: Spread) -> str:
+    return f"{spread.mean:.4f} nats per token, 0.95 quantile {spread.high:.4f}"
 
 
 def _record(asked: _Asked) -> str:
