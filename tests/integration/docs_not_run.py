@@ -29,6 +29,7 @@ OPTIONS: Mapping[str, str] = {
     "adapters": "a group, not a command",
     "bench": "a group, not a command",
     "bench train": f"needs a GPU: {next(iter(NEEDS_GPU))}",
+    "bench train --KEY": "needs a GPU",
     "bench eval --task lm-eval": "tests/integration/test_lm_eval.py runs it on a task of its own, without a network",
     "docker": "a group, not a command",
     "docker build": _CONTAINERS,
