@@ -1,20 +1,26 @@
 """Chat templates of four families, with small tokenizers of the same make: what differs between them, and no more.
 
 The templates are written for these tests. What they keep of the real ones: special tokens, turns, who writes BOS, where
-system messages and tools go, how calls and results look, white space.
+system messages and tools go, how calls and results look, white space. `published` are the real ones, as packages that
+are installed carry them.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from tuneship.core import chat_templates
+from tuneship.core.model_source import BUNDLED_PACKAGE
+from tuneship.train import fetch
 from tuneship.train.data.template import ChatTemplate, Conversation, Encoded
 
 TOOLS = [
@@ -140,6 +146,14 @@ def mistral_v03() -> Family:
     )
 
 
+@functools.cache
+def published(name: str) -> Family:
+    """One of the families above under the template that its models come with."""
+    makes = {"smollm2": smollm2, "qwen25": qwen25, "qwen3": qwen25, "llama3": llama3, "mistral": mistral}
+    imitated = makes[name]()
+    return imitated._replace(template=ChatTemplate(imitated.template.tokenizer, _published(name)))
+
+
 def call(city: str) -> dict:
     """A call of the tool, its arguments as the object that templates expect."""
     return {"id": "call00001", "type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
@@ -175,6 +189,22 @@ def marked(template: ChatTemplate, encoded: Encoded) -> str:
     """The text of a row, {+what is trained+} in braces."""
     found = enumerate(spans(template, encoded))
     return "".join(f"{{+{text}+}}" if index % 2 else text for index, text in found)
+
+
+def _published(name: str) -> str:
+    """Of the bundled model, of TRL's collection, or as Mistral's own package makes it for tokenizers of v3."""
+    if name == "smollm2":
+        from gguf import GGUFReader
+
+        gguf = metadata.distribution(BUNDLED_PACKAGE).locate_file(fetch._GGUF)
+        return GGUFReader(str(gguf)).fields["tokenizer.chat_template"].contents()
+    if name == "mistral":
+        from mistral_common.integrations.chat_templates.template_generator import TemplateConfig, build_chat_template
+        from mistral_common.tokens.tokenizers.base import TokenizerVersion
+
+        return build_chat_template(TemplateConfig(version=TokenizerVersion.v3, spm=True))
+    file = {"qwen25": "qwen2_5", "qwen3": "qwen3", "llama3": "llama3_2"}[name]
+    return Path(str(metadata.distribution("trl").locate_file(f"trl/chat_templates/{file}.jinja"))).read_text()
 
 
 def _mistral(template: str) -> Family:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+from datetime import datetime
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
 
 from tests.unit.train import families
 from tests.unit.train.families import TOOLS, Family, conversation, marked, spans
@@ -129,6 +132,24 @@ CONVERSATIONS = {
     "llama3": conversation(),
     "mistral": conversation(),
 }
+QWENS_CALLS = [
+    '{"name": "weather", "arguments": {"city": "Paris"}}',
+    '{"name": "weather", "arguments": {"city": "Rome"}}',
+]
+# Mistral's moves system message and tools to the last question: only without them all answers can be learnt.
+UNDER_PUBLISHED = CONVERSATIONS | {"mistral": conversation(tools=False, system=False)}
+LEARNT_UNDER_PUBLISHED = {
+    "smollm2": ['["Paris"]<|im_end|>', "Yes, rain.<|im_end|>", "I cannot\nsay.<|im_end|>", "Gladly.<|im_end|>"],
+    "qwen25": [
+        "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in QWENS_CALLS) + "<|im_end|>",
+        *("Yes, rain.<|im_end|>", "I cannot\nsay.<|im_end|>", "Gladly.<|im_end|>"),
+    ],
+    "llama3": [
+        '{"name": "weather", "parameters": {"city": "Paris"}}<|eot_id|>',
+        *("Yes, rain.<|eot_id|>", "I cannot\nsay.<|eot_id|>", "Gladly.<|eot_id|>"),
+    ],
+    "mistral": [' ["Paris"]</s>', " Yes, rain.</s>", " I cannot\nsay.</s>", " Gladly.</s>"],
+}
 
 
 @pytest.fixture(params=GOLDEN)
@@ -136,6 +157,7 @@ def name(request):
     return request.param
 
 
+@functools.cache
 def family(name: str) -> Family:
     return getattr(families, name)()
 
@@ -156,9 +178,36 @@ def test_only_the_last_answer(name):
     assert found == "".join(before) + "{+" + last + "+}" + after
 
 
-def test_the_ids_before_each_answer_are_a_servers(name):
-    template, (messages, tools, _) = family(name).template, CONVERSATIONS[name]
-    encoded = template.encode(CONVERSATIONS[name])
+def test_what_is_trained_under_published_templates(name, the_26th_of_july):
+    template, given = families.published(name).template, UNDER_PUBLISHED[name]
+    encoded = template.encode(given)
+    assert spans(template, encoded)[1::2] == LEARNT_UNDER_PUBLISHED[name]
+    *_, last = LEARNT_UNDER_PUBLISHED[name]
+    assert spans(template, template.encode(given, "completion"))[1::2] == [last]
+    text = template.tokenizer.decode(encoded.input_ids)
+    assert text == template.tokenizer.apply_chat_template(
+        *as_sglang_gives_it(given.messages, given.tools), tokenize=False
+    )
+    assert ("Today Date: 26 Jul 2024" in text) == (name == "llama3")
+
+
+@pytest.fixture
+def the_26th_of_july(monkeypatch):
+    """Llama 3.2's template writes the day's date."""
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, _tz=None):
+            return cls(2024, 7, 26)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+@pytest.mark.parametrize("of", [family, families.published])
+def test_the_ids_before_each_answer_are_a_servers(name, of, the_26th_of_july):
+    given = (CONVERSATIONS if of is family else UNDER_PUBLISHED)[name]
+    template, (messages, tools, _) = of(name).template, given
+    encoded = template.encode(given)
     starts = [i for i in range(1, len(encoded.labels)) if encoded.labels[i - 1] == IGNORED != encoded.labels[i]]
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     assert len(starts) == len(turns) == 4
@@ -197,21 +246,52 @@ def test_the_templates_own_system_message_is_there_and_not_trained(name, default
     assert first.startswith(f"<|im_start|>system\n{default}")
 
 
-def test_mistrals_own_template_is_trained_as_it_is_served_the_last_answer_alone():
-    template = families.mistral_v03().template
-    with pytest.raises(DataError, match="message 2 differently in mid-conversation") as refused:
+# The published one writes a result as JSON.
+MISTRALS = [
+    (families.mistral_v03, MISTRAL_V03),
+    (lambda: families.published("mistral"), MISTRAL_V03.replace("rain in Paris,", '"rain in Paris",')),
+]
+
+
+@pytest.mark.parametrize(("of", "wanted"), MISTRALS)
+def test_mistrals_own_template_is_trained_as_it_is_served_the_last_answer_alone(of, wanted):
+    template = of().template
+    with pytest.raises(DataError, match="before message 2 differently once the conversation goes on") as refused:
         template.encode(conversation())
     assert "completion" in refused.value.hint
     encoded = template.encode(conversation(), "completion")
-    assert marked(template, encoded) == golden(MISTRAL_V03)
+    assert marked(template, encoded) == golden(wanted)
     assert template.encode(conversation(), "all").input_ids == encoded.input_ids
 
 
-def test_mistrals_own_template_keeps_the_system_message_of_a_single_question():
-    template = families.mistral_v03().template
+def test_that_refusal_is_right():
+    """A server prefills the system message before the second answer, and the whole conversation has it elsewhere."""
+    tokenizer = families.published("mistral").template.tokenizer
+    messages = conversation(tools=False).messages
+    asked = tokenizer.apply_chat_template(messages[:-3], tokenize=False, add_generation_prompt=True)
+    assert asked.endswith("[INST] Answer in few words.\n\nAnd Rome?[/INST]")
+    whole = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+    assert whole.endswith("[INST] And Rome?[/INST] I cannot\nsay.</s>[INST] Answer in few words.\n\nThanks![/INST]")
+
+
+@pytest.mark.parametrize("of", [of for of, _ in MISTRALS])
+def test_mistrals_own_template_keeps_the_system_message_of_a_single_question(of):
+    template = of().template
     system, user, *_, answer = conversation().messages
     found = marked(template, template.encode(Conversation([system, user, answer])))
     assert found == "<s>[INST] Answer in few words.\n\nRain in Paris?[/INST]{+ Gladly.</s>+}"
+
+
+def test_an_answer_that_loses_its_thoughts_later_is_refused():
+    """Qwen3's template takes them out of earlier answers."""
+    template = families.published("qwen3").template
+    thought = {"role": "assistant", "content": "<think>\nIs it?\n</think>\n\nYes."}
+    user = {"role": "user", "content": "Rain?"}
+    with pytest.raises(DataError, match="renders message 1 differently in mid-conversation") as refused:
+        template.encode(Conversation([user, thought, user, thought]))
+    assert "completion" in refused.value.hint
+    (_, learnt, _) = spans(template, template.encode(Conversation([user, thought, user, thought]), "completion"))
+    assert learnt == "<think>\nIs it?\n</think>\n\nYes.<|im_end|>"
 
 
 def test_tools_that_a_template_leaves_out_are_refused():
@@ -228,14 +308,15 @@ lines = st.sampled_from(
 )
 texts = st.lists(words | lines, min_size=1, max_size=3).map(" ".join).map(str.strip).filter(bool)
 turns = st.lists(st.tuples(texts, st.none() | texts, texts), min_size=1, max_size=4)
-FAMILIES = {name: family(name) for name in GOLDEN}
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.sampled_from(sorted(FAMILIES)), st.none() | texts, turns)
-def test_trained_is_what_the_assistant_says_and_its_end_of_turn(name, system, turns):
+@settings(deadline=None, max_examples=100)
+@given(st.sampled_from(sorted(GOLDEN)), st.sampled_from([family, families.published]), st.none() | texts, turns)
+def test_trained_is_what_the_assistant_says_and_its_end_of_turn(name, of, system, turns):
     """`turns` are (question, the argument of a call before the answer or None, answer)."""
-    template, end, call, before = FAMILIES[name]
+    template, end, call, before = of(name)
+    if (name, of) == ("mistral", families.published):
+        system = None
     messages = [{"role": "system", "content": system}] if system else []
     wanted = []
     for question, city, answer in turns:

@@ -163,6 +163,12 @@ class ChatTemplate:
                 f"the chat template renders what is before message {turn} differently once that is the answer",
                 hint="no server would prefill this row; data.template can give it a template that does not",
             )
+        if not text.startswith(prompt):
+            raise DataError(
+                f"the chat template renders what is before message {turn} differently once the conversation goes on",
+                hint='no server would prefill it so; data.loss = "completion" learns the last answer alone, '
+                'and data.template can give it a template that does not, as "mistral" for Mistral\'s family',
+            )
         if not (text.startswith(through) and through.startswith(prompt)):
             raise DataError(
                 f"the chat template renders message {turn} differently in mid-conversation",
