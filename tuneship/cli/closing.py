@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from pathlib import Path
 
 from rich.markup import escape
 
@@ -12,6 +10,7 @@ from tuneship.cli.console import out
 from tuneship.cli.pipeline import Target
 from tuneship.core.artifact import Artifact
 from tuneship.core.endpoint import curl, read_endpoint
+from tuneship.core.files import short
 from tuneship.core.rundir import RunDir
 
 _PORT = 30000
@@ -29,9 +28,9 @@ def _lines(run: RunDir, target: Target, adapter: Artifact) -> list[tuple[str, st
     data = manifest.data
     assert data is not None, "an adapter that this run trained"
     trained = f"{data.rows:,} rows, {data.loss_tokens:,} tokens with loss, on {manifest.base.id}"
-    lines = [("trained", trained), (manifest.kind, _short(adapter.path))]
+    lines = [("trained", trained), (manifest.kind, short(adapter.path))]
     if target.adapters is None and manifest.kind == "adapter":
-        lines.append(("merged", _short(target.model)))
+        lines.append(("merged", short(target.model)))
     if run.endpoint.exists():
         url = read_endpoint(run.endpoint).url
     else:
@@ -41,11 +40,5 @@ def _lines(run: RunDir, target: Target, adapter: Artifact) -> list[tuple[str, st
 
 
 def _serve_command(target: Target) -> str:
-    adapters = ["--adapters", _short(target.adapters)] if target.adapters else []
-    return shlex.join(["tuneship", "serve", _short(target.model), *adapters])
-
-
-def _short(path: Path) -> str:
-    """Relative where that is shorter to type."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
+    adapters = ["--adapters", short(target.adapters)] if target.adapters else []
+    return shlex.join(["tuneship", "serve", short(target.model), *adapters])

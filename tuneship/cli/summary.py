@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tuneship.cli.console import out
 from tuneship.cli.settling import describe
+from tuneship.core.files import short
 from tuneship.core.hardware import gib
 from tuneship.core.report import Percentiles, Report
 
@@ -86,7 +87,7 @@ def show(report: Report, folder: Path) -> None:
             f"parity  merged is {parity.nll_increase:+.4f} nats/token from trained "
             f"over {parity.tokens:,} held-out tokens (limit {parity.limit}), KL {parity.kl_mean:.4f}"
         )
-    out.print(f"report  {folder / 'report.html'}", soft_wrap=True)
+    out.print(f"report  {short(folder / 'report.html')}", soft_wrap=True)
 
 
 def _pair(values: Percentiles | None) -> str:

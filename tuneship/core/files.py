@@ -9,6 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+def short(path: Path) -> str:
+    """`path` for a reader: relative to where they are, where that is shorter to type."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
 def write_atomic(path: Path, text: str, *, mode: int = 0o644) -> None:
     """Replace `path` with `text`: readers see the old content or the new, also after a crash. `mode` is the file's.
 

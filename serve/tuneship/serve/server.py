@@ -31,6 +31,7 @@ from starlette.types import ASGIApp
 from tuneship.core import hardware
 from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel, curl, write_endpoint
 from tuneship.core.errors import EndpointError, TuneshipError
+from tuneship.core.files import short
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
@@ -66,6 +67,8 @@ class Access(NamedTuple):
 
     keys: Keyring
     admin_port: int = 0
+    invite: bool = True
+    """Whether to print how the server can be asked."""
 
 
 def run(catalog: Catalog, serve: Serve, files: Files, access: Access) -> None:
@@ -163,7 +166,7 @@ class _Server:
     async def _begin(self) -> None:
         """Start the engine; let what is new in it answer once it is proven."""
         began = time.monotonic()
-        say(f"starting SGLang with {self._catalog.model_path} (log: {self._files.log})")
+        say(f"starting SGLang with {short(self._catalog.model_path)} (log: {short(self._files.log)})")
         deployer = self._parts.deployer
         fresh = deployer.seed(self._catalog.entries[1:]) if deployer else []
         await self._parts.supervisor.start()
@@ -190,7 +193,8 @@ class _Server:
         admin = Running(url=endpoint.url, admin_url=_url(admin_listener), admin_key=admin_key, mode=endpoint.mode)
         with announced(admin), _written(endpoint, self._files.endpoint):
             say(f"serving {', '.join(model.version for model in endpoint.models)} at {endpoint.url}")
-            say(curl(endpoint.url, endpoint.models[-1].name, endpoint.key_env))
+            if self._access.invite:
+                say(curl(endpoint.url, endpoint.models[-1].name, endpoint.key_env))
             yield
 
     def _describe(self, listener: socket.socket) -> Endpoint:

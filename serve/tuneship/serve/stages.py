@@ -22,7 +22,7 @@ def serve(job: Job) -> Path:
     files = server.Files(job.attempt / "engine.log", Path(job.inputs["endpoint"]))
     with dress(_template(job, model, with_adapters=bool(adapters)), files.log) as dressed:
         found = catalog.read(model, *adapters, max_rank=settings.max_rank, name=job.inputs["name"], dress=dressed)
-        server.run(found, settings, files, server.Access(keyring))
+        server.run(found, settings, files, server.Access(keyring, invite=False))
     return job.attempt
 
 

@@ -82,3 +82,13 @@ def test_a_listings_hash_does_not_depend_on_order_but_on_everything_else(entries
             assert files.sha256_listing([*entries[:number], other, *entries[number + 1 :]]) != files.sha256_listing(
                 entries
             )
+
+
+def test_a_path_for_a_reader_is_the_shorter_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert files.short(tmp_path / "runs" / "sql") == "runs/sql"
+    assert files.short(Path("runs/sql")) == "runs/sql"
+    deep = tmp_path / "/".join("abcdefghijklmnop")
+    deep.mkdir(parents=True)
+    monkeypatch.chdir(deep)
+    assert files.short(Path("/etc/hosts")) == "/etc/hosts"
