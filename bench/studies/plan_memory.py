@@ -7,7 +7,9 @@ A process for each shape (NF4, random weights made on the device). For every poi
 estimates the peak of the point's batch, and arithmetic alone (`memory.py`) says what it would have said. Then the step
 runs under the point's budget; where that runs out it runs again without one, so that the estimate can be judged.
 Appends JSON lines {shape, length, batch, kept_layers, kernels, budget_gib, estimated_gib, arithmetic_gib, measured_gib,
-error, fits, ran_out, ...}. `measured_gib` is the largest reading of NVML during the steps, CUDA's context included.
+error, fits, ran_out, by_process, ...}. `measured_gib` is the largest reading of NVML during the steps, CUDA's context
+included; `by_process` whether it is what NVML says of this process, or else of the device. A file made of these lines
+keeps both: without the second nobody can tell what the first one is.
 """
 
 from __future__ import annotations
