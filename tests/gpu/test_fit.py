@@ -1,4 +1,5 @@
-"""Training on a CUDA device: it goes on from a checkpoint, memory that really runs out cuts the step, Liger is exact.
+"""Training on a CUDA device: it goes on from a checkpoint, memory that really runs out cuts the step, Liger is exact,
+and what a card without bf16 does, it does in fp16.
 
 Not run where there is none, and said so. The model is the tiny one, in NF4.
 """
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from tuneship.core.hardware import detect
+from tuneship.core.recipe import Recipe
 
 torch = pytest.importorskip("torch")
 
@@ -34,15 +36,28 @@ ROWS = 64
 
 def train(path: Path, attempt: Path, lengths, micro_batch: int, resume=None, **keys: Any) -> list[dict]:
     """The metrics of a training on this device."""
+    fitted(recipe(path, "auto", **keys), attempt, lengths, micro_batch, resume)
+    return metrics(attempt)
+
+
+def recipe(path: Path, dtype: str, **keys: Any) -> Recipe:
     keys = {"method": "qlora", "optimizer": "paged_adamw_8bit", "warmup": 0.0} | keys
     given = fitting.recipe(path, **keys)
-    given = given.model_copy(update={"model": given.model.model_copy(update={"dtype": "auto"})})
+    return given.model_copy(update={"model": given.model.model_copy(update={"dtype": dtype})})
+
+
+def fitted(given: Recipe, attempt: Path, lengths, micro_batch: int, resume=None) -> Any:
+    """The model that training on this device makes."""
+    path = Path(given.model.id)
     attempt.mkdir(parents=True)
     torch.manual_seed(0)
     base = load_base(path, given.model, given.quantization)
     _, tokenizer = fitting.load(path)
     cut = fitting.plan(given, micro_batch, len(lengths), device="cuda")
-    fit.fit(base, tokenizer, fitting.rows(lengths), given, cut, attempt, Identity.of(given, {}), resume)
+    return fit.fit(base, tokenizer, fitting.rows(lengths), given, cut, attempt, Identity.of(given, {}), resume)
+
+
+def metrics(attempt: Path) -> list[dict]:
     return [json.loads(line) for line in (attempt / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -90,3 +105,18 @@ def test_liger_computes_the_same_loss(tiny_model, tmp_path):
         for liger in (False, True)
     ]
     assert losses[1] == pytest.approx(losses[0], abs=1e-2)
+
+
+@pytest.mark.parametrize("kernels", ["peft", "fused"])
+def test_half_precision_learns_with_adapters_in_float32(tiny_model, tmp_path, kernels):
+    """As on a T4. The first steps may be left out, until the scale of the loss is one whose gradients are finite."""
+    given = fitting.without_dropout(recipe(tiny_model, "float16", kernels=kernels, steps=24))
+    model = fitted(given, tmp_path / "attempt-1", fitting.LENGTHS, 2)
+    losses = [line["loss"] for line in metrics(tmp_path / "attempt-1")]
+    assert len(losses) == 24
+    assert None not in losses, "a loss that is no number"
+    assert losses[-1] < losses[0] - 1
+    assert {value.dtype for name, value in model.named_parameters() if "lora" in name} == {torch.float32}
+    attention = model.base_model.model.model.layers[0].self_attn
+    assert attention.q_proj.get_base_layer().compute_dtype == torch.float16
+    assert ("forward" in vars(attention.q_proj)) == (kernels == "fused")
