@@ -9,8 +9,12 @@ from tuneship.core.recipe import Lora, Model, Quantization, Recipe
 
 torch = pytest.importorskip("torch")
 
+from tests.unit.train import fitting  # noqa: E402 - needs torch
 from tuneship.train import model as models  # noqa: E402
-from tuneship.train.fitting import fit  # noqa: E402 - needs torch
+from tuneship.train import prepare, stages  # noqa: E402
+from tuneship.train.data import store  # noqa: E402
+from tuneship.train.data.dataset import Dataset  # noqa: E402
+from tuneship.train.fitting import fit  # noqa: E402
 
 MINIMAL = {"model": {"id": "m"}, "data": {"train": "t"}}
 
@@ -70,3 +74,39 @@ def test_what_does_not_go_together_is_refused(sections, complaint):
 
 def test_fp4_is_a_way_to_train_qlora():
     assert Recipe.model_validate(MINIMAL | {"quantization": {"method": "fp4"}}).quantization.method == "fp4"
+
+
+@pytest.mark.parametrize(
+    ("lora", "facts"),
+    [
+        ({}, []),
+        ({"dora": True}, ["sets use_dora = True: SGLang has no DoRA"]),
+        ({"target_modules": ["lm_head"]}, ["changes lm_head; the server wraps q_proj"]),
+        (
+            {"dora": True, "target_modules": ["q_proj", "up_proj"]},
+            [
+                "sets use_dora = True: SGLang has no DoRA",
+                "changes q_proj without v_proj, with which SGLang stacks it into one layer",
+                "changes up_proj without gate_proj, with which SGLang stacks it into one layer",
+            ],
+        ),
+    ],
+)
+def test_what_cannot_be_served_is_said_before_it_is_trained(tiny_model, capsys, lora, facts):
+    recipe = Recipe.model_validate(MINIMAL | {"model": {"id": str(tiny_model), "dtype": "float32"}, "lora": lora})
+    stages._load(prepare.prepare(recipe), recipe)
+    said = [line for line in capsys.readouterr().err.splitlines() if "cannot be served" in line]
+    assert len(said) == len(facts)
+    for line, fact in zip(said, facts, strict=True):
+        assert line.startswith(f"the adapter cannot be served beside its base: it {fact}")
+        assert line.endswith(". It has to be merged")
+
+
+def test_what_cannot_be_served_is_said_before_unsloth_trains_it(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    lora, train = {"target_modules": ["lm_head"]}, {"backend": "unsloth"}
+    recipe = Recipe.model_validate(MINIMAL | {"model": {"id": str(tiny_model)}, "lora": lora, "train": train})
+    prepared, rows = prepare.prepare(recipe), Dataset(store.stored(fitting.rows()), "")
+    with pytest.raises(TrainError, match="needs a CUDA device"):
+        stages._learn_elsewhere(prepared, rows, recipe, fitting.plan(recipe, 2), tmp_path, None)
+    assert "cannot be served beside its base: it changes lm_head;" in capsys.readouterr().err

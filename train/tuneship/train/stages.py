@@ -27,6 +27,7 @@ from tuneship.train.data.dataset import Dataset
 from tuneship.train.elsewhere import unsloth_backend
 from tuneship.train.fitting import checkpoints, fit, full, smoke, tracking
 from tuneship.train.fitting.checkpoints import Checkpoint, Identity
+from tuneship.train.merging import skeleton
 from tuneship.train.planning import probe
 from tuneship.train.planning.plan import Plan
 from tuneship.train.prepare import Prepared, Rows
@@ -124,6 +125,7 @@ def _learn_elsewhere(
     """Through Unsloth, whose adapter then stands on our own base; nothing of ours is on the device meanwhile."""
     if resume:
         raise TrainError("train.backend = 'unsloth' does not go on from a checkpoint", hint="without --resume")
+    _say_what_cannot_be_served(model.lora_config(recipe.lora, skeleton.build(prepared.source.path, recipe.model)))
     _say_what_comes(todo)
     made = unsloth_backend.fit(prepared.source.path, prepared.pad_id, rows.rows, recipe, todo, attempt)
     return model.load_trained(prepared.source.path, made.adapter, recipe), todo
