@@ -175,3 +175,12 @@ def test_rows_of_like_length_share_a_step():
         return sum(4 * max(lengths[i] for i in order[k : k + 4]) for k in range(0, 100, 4))
 
     assert padded(order) < 0.75 * padded(list(Order(lengths, seed=0)))
+
+
+def test_rows_come_to_the_trainer_as_arrays(tiny_model, tmp_path):
+    """Lists of Python's numbers take four times as long (`bench/studies/step_waits.py`), and the device waits."""
+    given = fitting.recipe(tiny_model)
+    trainer = fit.build(*fitting.load(tiny_model), fitting.rows(), given, fitting.plan(given, 4), tmp_path)
+    row = trainer.train_dataset[3]
+    assert {name: str(values.dtype) for name, values in row.items()} == {"input_ids": "int64", "labels": "int64"}
+    assert row["input_ids"].tolist() == fitting.rows()[3].input_ids
