@@ -98,7 +98,7 @@ class RunDir(NamedTuple):
             input_id=input_id,
             output=output.relative_to(self.path).as_posix(),
             attempt=int(attempt.name.removeprefix("attempt-")),
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            finished_at=_now(),
         )
         state = self.state()
         new = state.model_copy(update={"stages": {**state.stages, stage: done}})
@@ -126,11 +126,18 @@ class RunDir(NamedTuple):
         return attempt
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def made(path: Path, *stages: str) -> Path:
-    """What the run at `path` made last in the first of `stages` that it finished; without such a thing, `path`."""
+    """What the run at `path` made last in any of `stages`; without such a thing, `path`.
+
+    A merge is not what was made last when training went on after it.
+    """
     state = RunDir(path).state().stages
-    outputs = (path / state[stage].output for stage in stages if stage in state)
-    return next((output for output in outputs if output.exists()), path)
+    done = [state[stage] for stage in stages if stage in state and (path / state[stage].output).exists()]
+    return path / max(done, key=lambda stage: stage.finished_at).output if done else path
 
 
 @contextmanager

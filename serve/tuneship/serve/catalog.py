@@ -111,7 +111,10 @@ def checked_alias(name: str, hint: str = "--alias NAME, of letters, digits, dots
 
 def _artifact(path: Path, name: str) -> tuple[ModelSource, Entry]:
     if artifact.read_manifest(path).kind == "adapter":
-        raise ArtifactError(f"{path} is an adapter, not a model", hint=f"tuneship serve BASE --adapters {path}")
+        raise ArtifactError(
+            f"{path} is an adapter, not a model",
+            hint=f"tuneship serve BASE --adapters {path}, or tuneship merge its run",
+        )
     path = path.resolve()
     opened = artifact.open_artifact(path)
     manifest = opened.manifest

@@ -145,7 +145,7 @@ def free_port() -> int:
 
 
 def _open_loads(pid: int) -> set[Path]:
-    """The files of that kind which `pid` or a process below it holds open: whatever the name, those are its own."""
+    """The files of that kind which a process below `pid` holds open: whatever the name, those are its own."""
     found = set()
     for process in descendants(pid):
         with contextlib.suppress(psutil.Error):

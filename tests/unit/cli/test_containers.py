@@ -199,6 +199,8 @@ def test_every_folder_that_a_server_is_given_is_mounted(monkeypatch, at_home, tm
     )
     assert {(path, True) for path in (base, one, two)} <= set(run.binds)
     assert not [bind for bind in run.binds if bind.path == at_home / "inside"]
+    (state := tmp_path / "state").mkdir()  # what is to be written to is not mounted to be read alone
+    assert state not in {bind.path for bind in planned("serve", str(base), "--state", str(state)).binds}
     assert base not in {bind.path for bind in planned("train", str(base)).binds}
 
 

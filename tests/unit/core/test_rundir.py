@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tuneship.core import rundir
 from tuneship.core.errors import ArtifactError
 from tuneship.core.rundir import RunDir, locked, made
 
@@ -123,10 +124,10 @@ def test_a_forgotten_stage_is_not_done_and_the_others_are(tmp_path: Path):
     assert run.latest("merge").exists(), "what it made stays"
 
 
-def test_a_runs_folder_stands_for_what_it_made_last(run: RunDir):
+def test_a_runs_folder_stands_for_what_it_made_last(run: RunDir, monkeypatch: pytest.MonkeyPatch):
     attempt = run.path / "stages" / "train" / "attempt-1"
-    adapter, merged = run.artifacts / "adapter-0123", run.artifacts / "merged-4567"
-    for output in (adapter, merged):
+    adapter, merged, again = (run.artifacts / name for name in ("adapter-0123", "merged-4567", "adapter-89ab"))
+    for output in (adapter, merged, again):
         output.mkdir(parents=True)
     assert made(run.path, "merge", "train") == run.path
     run.finish("train", "id-1", adapter, attempt)
@@ -134,6 +135,10 @@ def test_a_runs_folder_stands_for_what_it_made_last(run: RunDir):
     run.finish("merge", "id-2", merged, attempt)
     assert made(run.path, "merge", "train") == merged
     assert made(run.path, "train") == adapter
+    monkeypatch.setattr(rundir, "_now", lambda: "2999-01-01T00:00:00+00:00")
+    run.finish("train", "id-3", again, attempt)
+    assert made(run.path, "merge", "train") == again, "that merge is of another training"
+    again.rmdir()
     merged.rmdir()
-    assert made(run.path, "merge") == run.path
+    assert made(run.path, "merge", "train") == run.path
     assert made(adapter, "train") == adapter

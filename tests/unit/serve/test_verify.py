@@ -183,6 +183,8 @@ async def test_a_base_that_is_known_by_its_hash_is_not_called_another_one_howeve
     assert (await judged(world, "good")).fault is Fault.OTHER_BASE
     assert (await judged(world, "good", own_base=True, same_bits=True)).fault is Fault.OTHER_BASE
     assert (await judged(world, "broken", own_base=True)).outcome is Outcome.FAILED
+    for selector in ("base", None):  # an adapter that is not applied is seen through any bits
+        assert (await judged(world, selector, own_base=True)).fault is Fault.BASE
     assert (await judged(make_world(bits=0.25), "other", own_base=True)).fault is Fault.OTHER_ADAPTER
 
 

@@ -79,7 +79,7 @@ async def scorer(server: Server, request: pytest.FixtureRequest) -> AsyncIterato
     else:
         async with DoorScorer(f"{server.url}/v1/", "secret") as door:
             assert await door.served() == Served("org/base", ("sql", "mail"))
-            assert door.versions["org/base"] == "org/base@0123"
+            assert door.listed["org/base"] == "org/base@0123"
             yield door
 
 

@@ -55,7 +55,7 @@ def train(job: Job) -> Path:
     learnt, read = rows, Rows(rows, heldout)
     if recipe.train.packs:
         learnt = rows._replace(rows=packing.pack(rows.rows, recipe.data.max_length, job.attempt))
-    planned = smoke.shortened(recipe, all_rows, len(learnt.rows)) if few else recipe
+    planned = smoke.shortened(recipe, all_rows * len(learnt.rows) / len(rows.rows), len(learnt.rows)) if few else recipe
     todo = prepare.plan(planned, prepared.source, learnt)
     chosen = parity.choose_rows(heldout.rows) if heldout else []
     whole, before = recipe.train.method == "full", None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,8 +105,12 @@ def _role(command: Sequence[str]) -> Role:
 
 def _named(command: Sequence[str], folder: Path) -> Iterator[Path]:
     """The folders outside of `folder` that a server is told to read: its model, each of --adapters."""
-    for word in command:
-        value = word.partition("=")[2] if word.startswith("--") else word
+    for before, word in pairwise(command):
+        option, _, value = word.partition("=")
+        if before == "--adapters" or not (word.startswith("-") or before.startswith("--")):
+            value = word
+        elif option != "--adapters":
+            continue
         path = Path(os.path.abspath(value))  # noqa: PTH100 - what a link is called is what is looked for inside
         if value and path.is_dir() and not path.is_relative_to(folder):
             yield path

@@ -61,7 +61,7 @@ def verify(
     from tuneship.core.progress import say  # noqa: PLC0415
 
     url, key = url or _only_server(), key_in(key_env)
-    artifact = asyncio.run(_meant(artifact, url, key))
+    artifact = asyncio.run(_of_run(artifact, url, key))
     opened = artifacts.open_artifact(artifact, verify=False) if artifacts.is_artifact(artifact) else None
     if record and not opened:
         raise ArtifactError(f"{artifact} has no {artifacts.MANIFEST}: there is no evidence to add to")
@@ -77,18 +77,30 @@ def verify(
         sys.exit(ExitCode.CANNOT_TELL)
 
 
-async def _meant(path: Path, url: str, key: str) -> Path:
-    """`path`, or of what the run there made that which the server has; else the merged model, or the adapter."""
+async def _of_run(path: Path, url: str, key: str) -> Path:
+    """Of a run the merged model, where the server was started with it, else what was trained; other paths as they are.
+
+    Raises:
+        ArtifactError: neither is there any more.
+
+    """
     from tuneship.core import rundir  # noqa: PLC0415
+    from tuneship.core.errors import ArtifactError  # noqa: PLC0415
     from tuneship.serve.verify.door import DoorScorer  # noqa: PLC0415
 
-    made = [output for stage in ("merge", "train") if (output := rundir.made(path, stage)) != path]
-    if not made:
+    if not rundir.RunDir(path).state().stages:
         return path
-    async with DoorScorer(url, key) as scorer:
-        await scorer.served()
-    ids = {version.rpartition("@")[2] for version in scorer.versions.values()}
-    return next((output for output in made if output.name.rpartition("-")[2] in ids), made[0])
+    merged, trained = rundir.made(path, "merge"), rundir.made(path, "train")
+    if merged != path:
+        async with DoorScorer(url, key) as scorer:
+            served = await scorer.served()
+        if trained == path or scorer.listed[served.base].rpartition("@")[2] == merged.name.rpartition("-")[2]:
+            return merged
+    if trained == path:
+        raise ArtifactError(
+            f"what the run {path} trained is not there any more", hint=f"tuneship train RECIPE --run {path}"
+        )
+    return trained
 
 
 async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: int, key: str) -> _Asked:
@@ -110,7 +122,7 @@ async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: 
             verdict = await face.verify_merged(scorer, reference, selector=model, left=left)
         else:
             others = {name: name for name in served.adapters if name != model.partition("@")[0]}
-            weights = scorer.versions[served.base].rpartition("@")[2]
+            weights = scorer.listed[served.base].rpartition("@")[2]
             own_base = opened is not None and opened.manifest.base.weights_sha256[:12] == weights
             verdict = await face.verify(scorer, model, reference, others=others, own_base=own_base)
         return _Asked(model, scorer.versions.get(model, ""), verdict)

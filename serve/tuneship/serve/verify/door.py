@@ -25,7 +25,10 @@ class DoorScorer:
 
     def __init__(self, url: str, key: str = "") -> None:
         self.base = ""
+        self.listed: dict[str, str] = {}
+        """Which version each name has, by `served`."""
         self.versions: dict[str, str] = {}
+        """Which version answered to a name."""
         """{public name: the version that answered}."""
         self._url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
@@ -40,7 +43,7 @@ class DoorScorer:
         await self._session.close()
 
     async def served(self) -> Served:
-        """What it serves; from then on `base` is known, and of each name the version.
+        """What it serves; from then on `base` is known, and which version each name has.
 
         Raises:
             EndpointError: no answer, a refused key, or not a server of ours.
@@ -54,7 +57,7 @@ class DoorScorer:
                     f"{self._url} shows no base: the floor is measured on it", hint="use a key that may ask every model"
                 )
             self.base = models[0]
-            self.versions = {card["id"]: str(card.get("version", "")) for card in cards}
+            self.listed = {card["id"]: str(card.get("version", "")) for card in cards}
             return Served(self.base, tuple(card["id"] for card in cards if card["id"] != self.base))
         except (ServerFault, LookupError, TypeError, AttributeError) as error:
             raise EndpointError(f"{self._url} does not say what it serves: {error}") from None

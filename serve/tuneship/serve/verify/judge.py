@@ -139,6 +139,11 @@ def is_other_base(figures: Figures, own: OwnBase) -> bool:
     return far and explained(figures.base, figures.served_base) < own.explained
 
 
+def is_missing(figures: Figures) -> bool:
+    """Whether the adapter does nothing to its base, where training did something: both are served in the same bits."""
+    return _apart(figures.served, figures.served_base) <= _NEAR * _apart(figures.trained, figures.base)
+
+
 def diagnose(figures: Figures, measured: Measured, others: Mapping[str, Rows]) -> Finding:
     """What answers, when it is not what was trained; `others` are the figures of other models of that server."""
     if not (finite(figures.served) and finite(figures.served_base)):

@@ -56,13 +56,15 @@ async def verify(
     measured = judge.measure_adapter(figures)
     finding = Finding(Fault.NONE)
     far = judge.is_other_base(figures, SAME_BITS if same_bits else OTHER_BITS)
-    lost = far and own_base and not same_bits and finite(served)  # in what quantization does
-    if far and not lost:
+    hidden = far and own_base and not same_bits and finite(served)  # by what quantization does
+    if hidden:
+        finding = Finding(Fault.BASE if judge.is_missing(figures) else Fault.NONE)
+    elif far:
         finding = Finding(Fault.OTHER_BASE)
-    elif measured.wrong and not lost:
+    elif measured.wrong:
         known = {name: await answers.score(scorer, other) for name, other in (others or {}).items()}
         finding = judge.diagnose(figures, measured, known)
-    return _verdict(answers, measured, finding, rendered, lost=lost, merged=False)
+    return _verdict(answers, measured, finding, rendered, hidden=hidden, merged=False)
 
 
 async def verify_merged(
@@ -93,11 +95,11 @@ async def verify_merged(
     figures = Figures(answers.base, answers.trained, answers.base, served)
     measured = judge.measure_merged(figures, again, float32=float32)
     finding = judge.diagnose(figures, measured, {}) if measured.wrong else Finding(Fault.NONE)
-    return _verdict(answers, measured, finding, rendered, lost=False, merged=True)
+    return _verdict(answers, measured, finding, rendered, hidden=False, merged=True)
 
 
 def _verdict(
-    answers: Answers, measured: Measured, finding: Finding, rendered: Rendering, *, lost: bool, merged: bool
+    answers: Answers, measured: Measured, finding: Finding, rendered: Rendering, *, hidden: bool, merged: bool
 ) -> Verdict:
     """What answers is worse than how it is asked, and both are worse than to know too little."""
     outcome, fault, said = Outcome.PASSED, Fault.NONE, Said(words.passed(measured, rendered.prompts))
@@ -107,8 +109,8 @@ def _verdict(
         outcome, fault, said = Outcome.FAILED, finding.fault, words.fault(finding, measured, merged=merged)
     elif rendered.first_other:
         outcome, fault, said = Outcome.FAILED, Fault.TEMPLATE, words.template(*rendered.first_other)
-    elif lost:
-        outcome, said = Outcome.CANNOT_TELL, words.lost(measured)
+    elif hidden:
+        outcome, said = Outcome.CANNOT_TELL, words.hidden(measured)
     elif not measured.strong:
         outcome, said = Outcome.CANNOT_TELL, words.too_weak(measured, merged=merged)
     elif not measured.close:

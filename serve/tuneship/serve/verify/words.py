@@ -43,7 +43,7 @@ def too_weak(measured: Measured, *, merged: bool) -> Said:
     )
 
 
-def lost(measured: Measured) -> Said:
+def hidden(measured: Measured) -> Said:
     """It is the base of training, and quantization changed it so much that nothing can be seen through it."""
     return Said(
         f"the base is served in other bits than it was trained on, {measured.base_noise.mean:.3f} nats per token away: "

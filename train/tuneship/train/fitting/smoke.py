@@ -24,12 +24,12 @@ def subset(dataset: Dataset, count: int) -> Dataset:
     return dataset._replace(rows=dataset.rows.select([index * total // count for index in range(count)]))
 
 
-def shortened(recipe: Recipe, all_rows: int, rows: int) -> Recipe:
+def shortened(recipe: Recipe, all_rows: float, rows: int) -> Recipe:
     """`recipe` with the steps of one pass over `rows`: as many as show a fall, and never more than it has itself.
 
     Args:
         recipe: the resolved recipe.
-        all_rows: those that it would train on, packed or not.
+        all_rows: those that it would train on, packed as the subset is.
         rows: those of the subset, packed where it packs.
 
     """
