@@ -35,11 +35,10 @@ class Train(Section):
         "linear",
         "constant",
         "constant_with_warmup",
-        "cosine_with_restarts",
         "polynomial",
         "inverse_sqrt",
     ] = "cosine"
-    """How the learning rate goes on after the warm-up."""
+    """How the learning rate goes on after the warm-up, which `constant` has none of."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.03
     """Share of the steps in which the learning rate rises from 0."""
     optimizer: Literal["paged_adamw_8bit", "adamw_8bit", "paged_adamw", "adamw"] = "paged_adamw_8bit"
