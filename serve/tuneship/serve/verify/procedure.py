@@ -56,14 +56,17 @@ async def verify(
     measured = judge.measure_adapter(figures)
     finding = Finding(Fault.NONE)
     far = judge.is_other_base(figures, SAME_BITS if same_bits else OTHER_BITS)
-    hidden = far and own_base and not same_bits and finite(served)  # by what quantization does
-    if hidden:
-        finding = Finding(Fault.BASE if judge.is_missing(figures) else Fault.NONE)
-    elif far:
+    quantized = far and own_base and not same_bits  # so much can quantization do
+    hidden = False
+    if far and not quantized:
         finding = Finding(Fault.OTHER_BASE)
+    elif quantized and judge.is_missing(figures):
+        finding = Finding(Fault.BASE)
     elif measured.wrong:
         known = {name: await answers.score(scorer, other) for name, other in (others or {}).items()}
         finding = judge.diagnose(figures, measured, known)
+        hidden = quantized and finite(served) and not finding.who and finding.fault is not Fault.BASE
+        finding = Finding(Fault.NONE) if hidden else finding
     return _verdict(answers, measured, finding, rendered, hidden=hidden, merged=False)
 
 
