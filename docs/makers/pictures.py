@@ -8,13 +8,13 @@
     report  the report that it wrote, in chromium                             -> docs/images/report.png
     top     a server with its adapter and one of recipes/triage.toml, under load -> docs/images/top.svg
 
-Names on the command line choose some of them. What was recorded and trained lies in /tmp/tuneship, a path that pictures
-may show, and is taken again as long as it is there. Wants chromium and a font (Debian: chromium,
-fonts-liberation).
+Names on the command line choose some of them. All is recorded anew, in /tmp/tuneship, a path that pictures may show; the
+converted model in its cache stays. Wants chromium and a font (Debian: chromium, fonts-liberation).
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import shutil
@@ -55,7 +55,13 @@ QUIET = ["--disable-background-networking", "--disable-component-update", "--dis
 def main() -> None:
     """Make those that are named, or all."""
     chosen = sys.argv[1:] or ["up", "report", "top"]
-    WORK.mkdir(parents=True, exist_ok=True)
+    WORK.mkdir(mode=0o700, exist_ok=True)
+    if WORK.stat().st_uid != os.getuid():
+        sys.exit(f"error: {WORK} is somebody else's")
+    for before in ("runs", "state", "load"):
+        shutil.rmtree(WORK / before, ignore_errors=True)
+    for cast in WORK.glob("*.cast"):
+        cast.unlink()
     IMAGES.mkdir(exist_ok=True)
     recipes = WORK / "recipes"  # the commands are typed as in a checkout; their runs lie apart
     if not recipes.is_symlink():
@@ -92,28 +98,21 @@ def report() -> None:
 def top() -> None:
     """A busy server on one screen."""
     _quickstart()
-    if not list((WORK / "runs/triage/artifacts").glob("adapter-*")):
-        subprocess.run([TUNESHIP, *TRIAGE], cwd=WORK, check=True)
+    subprocess.run([TUNESHIP, *TRIAGE], cwd=WORK, check=True)
     cast = WORK / "top.cast"
-    if not cast.is_file():
-        with (WORK / "serve.log").open("w") as log:
-            server = subprocess.Popen([TUNESHIP, *SERVE], cwd=WORK, stdout=log, stderr=log)
-            load = None
-            try:
-                _wait(server)
-                load = subprocess.Popen([TUNESHIP, *LOAD, *LEVEL], cwd=WORK, stdout=log, stderr=log)
-                terminal.record([str(TUNESHIP), "top", "--url", URL], cast, WORK, COLUMNS, seconds=TOP_S)
-            finally:
-                for process in (load, server):
-                    if process is not None:
-                        process.terminate()
-                        process.wait(120)
+    with (WORK / "serve.log").open("w") as log, contextlib.ExitStack() as stack:
+        server = subprocess.Popen([TUNESHIP, *SERVE], cwd=WORK, stdout=log, stderr=log)
+        stack.callback(_end, server)
+        _wait(server)
+        load = subprocess.Popen([TUNESHIP, *LOAD, *LEVEL], cwd=WORK, stdout=log, stderr=log)
+        stack.callback(_end, load)
+        terminal.record([str(TUNESHIP), "top", "--url", URL], cast, WORK, COLUMNS, seconds=TOP_S)
     _write("top.svg", terminal.picture(cast, "tuneship top", "tuneship top"))
 
 
 def _quickstart() -> Path:
     cast = WORK / "up.cast"
-    if not (WORK / "runs/invoice-json/report.html").is_file() or not cast.is_file():
+    if not cast.is_file():
         terminal.record([str(TUNESHIP), *QUICKSTART], cast, WORK, COLUMNS)
     return cast
 
@@ -133,6 +132,11 @@ def _wait(server: subprocess.Popen[bytes]) -> None:
             door.close()
         time.sleep(1)
     sys.exit("error: the server is not ready after 10 minutes")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait(120)
 
 
 def _write(name: str, svg: str) -> None:

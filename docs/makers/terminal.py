@@ -6,6 +6,7 @@ It is kept as asciicast v2 (a header, then `[seconds, "o", text]` a line), which
 from __future__ import annotations
 
 import codecs
+import contextlib
 import fcntl
 import io
 import itertools
@@ -84,21 +85,27 @@ def record(command: Sequence[str], cast: Path, cwd: Path, columns: int, *, secon
     os.close(follower)
     begun, decoder = time.monotonic(), codecs.getincrementaldecoder("utf-8")("replace")
     unfinished, ended = cast.with_suffix(".part"), False
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"version": 2, "width": columns, "height": ROWS}) + "\n")
-        while not seconds or time.monotonic() - begun < seconds:
-            try:
-                read = os.read(leader, 65536)
-            except OSError:
-                ended = True
-                break
-            file.write(json.dumps([round(time.monotonic() - begun, 3), "o", decoder.decode(read)]) + "\n")
-            file.flush()
-    if not ended:
-        child.send_signal(signal.SIGINT)
-    os.close(leader)
-    if child.wait(60) if not seconds else ended:
-        raise RuntimeError(f"{' '.join(command)} ended with {child.wait(60)}: see {unfinished}")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(json.dumps({"version": 2, "width": columns, "height": ROWS}) + "\n")
+            while not seconds or time.monotonic() - begun < seconds:
+                try:
+                    read = os.read(leader, 65536)
+                except OSError:
+                    ended = True
+                    break
+                file.write(json.dumps([round(time.monotonic() - begun, 3), "o", decoder.decode(read)]) + "\n")
+                file.flush()
+        if not ended:
+            child.send_signal(signal.SIGINT)
+        code = child.wait(60)
+    finally:
+        os.close(leader)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    too_early, failed = bool(seconds) and ended, not seconds and code
+    if too_early or failed:
+        raise RuntimeError(f"{' '.join(command)} ended with {code}: see {unfinished}")
     unfinished.rename(cast)
 
 
