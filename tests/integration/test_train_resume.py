@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -14,7 +17,6 @@ import pytest
 from tuneship.core.process import descendants
 from tuneship.core.rundir import RunDir
 from tuneship.train.fitting import checkpoints
-from tuneship.train.fitting.checkpoints import Checkpoint
 
 pytestmark = pytest.mark.integration
 
@@ -44,6 +46,25 @@ optimizer = "adamw"
 save_steps = {save_steps}
 """
 
+STOPS = f"""
+import os, signal, sys
+
+def look(event, arguments):
+    if event == "os.mkdir" and os.fsdecode(arguments[0]).endswith("/checkpoint-{2 * SAVE_STEPS}"):
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+sys.addaudithook(look)
+"""
+"""A training stops where it begins its second checkpoint: whoever kills it may take any time, and finds steps behind
+the first."""
+
+
+class Training(NamedTuple):
+    """One that was started."""
+
+    process: subprocess.Popen[bytes]
+    stderr: Path
+
 
 @pytest.fixture
 def project(tiny_model, tmp_path) -> Path:
@@ -58,19 +79,34 @@ def project(tiny_model, tmp_path) -> Path:
         (tmp_path / f"{name}.toml").write_text(
             RECIPE.format(name=name, model=tiny_model, steps=STEPS, save_steps=SAVE_STEPS)
         )
+    (tmp_path / "stops").mkdir()
+    (tmp_path / "stops/sitecustomize.py").write_text(STOPS)
     return tmp_path
 
 
-def start(project: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`tuneship train ...` as a user does."""
-    argv = [sys.executable, "-m", "tuneship", "train", *arguments]
-    return subprocess.Popen(argv, cwd=project, stderr=subprocess.PIPE, text=True)
+@pytest.fixture
+def start(project):
+    """(arguments...) -> `tuneship train ...` as a user does, stderr in a file; all that is left ends with the test."""
+    started: list[Training] = []
+
+    def begin(*arguments: str, **environment: str) -> Training:
+        argv = [sys.executable, "-m", "tuneship", "train", *arguments]
+        stderr = project / f"stderr-{len(started)}"
+        with stderr.open("wb") as output:
+            process = subprocess.Popen(argv, cwd=project, stderr=output, env={**os.environ, **environment})
+        started.append(Training(process, stderr))
+        return started[-1]
+
+    yield begin
+    for training in started:
+        kill_all(training.process)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(training: Training) -> str:
     """What it said, once it has ended well."""
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
+    code = training.process.wait(200)
+    said = training.stderr.read_text()
+    assert code == 0, said
     return said
 
 
@@ -80,44 +116,41 @@ def metrics(run: RunDir) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def wait_for_checkpoint(run: RunDir, process: subprocess.Popen[str]) -> Checkpoint:
-    """One, and steps after it."""
+def wait_until_it_stopped(training: Training) -> None:
+    """The stage, see STOPS."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "it ended before it could be killed"
-        last = checkpoints.newest(run.path / "stages" / "train")
-        if last and len(metrics(run)) > last.marker.step + 1:
-            return last
-        time.sleep(0.01)
-    raise AssertionError("no checkpoint was written")
+    while not any(one.status() == psutil.STATUS_STOPPED for one in descendants(training.process.pid)):
+        assert training.process.poll() is None, f"it ended before it could be killed: {training.stderr.read_text()}"
+        assert time.monotonic() < deadline, "no second checkpoint was begun"
+        time.sleep(0.05)
 
 
-def kill_all(process: subprocess.Popen[str]) -> None:
+def kill_all(process: subprocess.Popen[bytes]) -> None:
     """The stage first, which would be asked to end (and then write a checkpoint) if its parent went before it."""
     family = descendants(process.pid)
-    assert family, "nothing was training"
     for member in family:
-        member.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
     process.kill()
-    process.communicate(timeout=60)
+    process.wait(60)
     psutil.wait_procs(family, timeout=60)
 
 
-def test_killed_with_all_that_it_started_it_goes_on_with_the_losses_it_would_have_had(project):
-    finish(start(project, "whole.toml"))
+def test_killed_with_all_that_it_started_it_goes_on_with_the_losses_it_would_have_had(project, start):
+    finish(start("whole.toml"))
     whole = metrics(RunDir(project / "runs" / "whole"))
     assert [line["step"] for line in whole] == list(range(1, STEPS + 1))
 
     run = RunDir(project / "runs" / "killed")
-    process = start(project, "killed.toml")
-    wait_for_checkpoint(run, process)
-    kill_all(process)
+    training = start("killed.toml", PYTHONPATH=str(project / "stops"))
+    wait_until_it_stopped(training)
+    kill_all(training.process)
     last = checkpoints.newest(run.path / "stages" / "train")
-    assert last.marker.step % SAVE_STEPS == 0, "somebody wrote a checkpoint while it was killed"
+    assert last.marker.step == SAVE_STEPS, "somebody wrote a checkpoint while it was killed"
     assert last.marker.step < len(metrics(run)) < STEPS
     assert not list(run.artifacts.glob("adapter-*"))
 
-    said = finish(start(project, "killed.toml", "--resume"))
+    said = finish(start("killed.toml", "--resume"))
     assert f"going on after step {last.marker.step} of attempt-1" in said
     resumed = metrics(run)
     assert [line["step"] for line in resumed] == list(range(1, STEPS + 1))
