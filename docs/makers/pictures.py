@@ -8,8 +8,8 @@
     report  the report that it wrote, in chromium                             -> docs/images/report.png
     top     a server with its adapter and one of recipes/triage.toml, under load -> docs/images/top.svg
 
-Names on the command line choose some of them. All is recorded anew, in /tmp/tuneship, a path that pictures may show; the
-converted model in its cache stays. Wants chromium and a font (Debian: chromium, fonts-liberation).
+Names on the command line choose some of them. All is recorded anew, in /tmp/tuneship, a path that pictures may show;
+the converted model in its cache stays. Wants chromium and a font (Debian: chromium, fonts-liberation).
 """
 
 from __future__ import annotations
