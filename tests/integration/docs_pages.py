@@ -5,8 +5,9 @@ What a page promises, and `docs_walk.py` holds it to:
 - a block that is indented by four spaces is typed, line by line; `\\` and a here-document go over several lines.
 - `# leave it running` behind a command: it has a terminal of its own, until `# Ctrl-C in its terminal` stands alone.
 - `# exit 1` behind a command: it ends so, and that is what is to be seen. Without it a command ends with 0.
-- a fenced block of `text` behind commands is what the last of them prints: every word that holds no digit and no
-  `...` stands on one line of its output. Of what is left running it is what it says when it is ready.
+- a fenced block of `text` behind commands is what the last of them prints: each of its lines stands for another line of
+  the output, with all of its words. Of a word with `...` or `@` only what stands before that counts; any other word
+  with a digit is free. Of what is left running the block is what it says when it is ready.
 - fenced blocks of another kind are files or programs to be read, not typed.
 """
 
@@ -31,6 +32,8 @@ _CTRL_C = "# Ctrl-C in its terminal"
 _RUNNING = "leave it running"
 _COMMENT = re.compile(r"\s+#\s+(.*)$")
 _HERE = re.compile(r"<<-?\s*'?(\w+)'?")
+_MARKS = ".,:;()"
+_BEGINS = re.compile(r".*?@|.*?(?=\.\.\.)")
 
 
 Kind = Literal["run", "leave running", "interrupt"]
@@ -47,9 +50,28 @@ class Step(NamedTuple):
     shown: tuple[str, ...] = ()
 
     def missing(self, printed: str) -> list[str]:
-        """The shown lines that no printed line has all words of."""
+        """The shown lines that no printed line has all words of; a printed line is good for one of them."""
         lines = [_words(line) for line in printed.splitlines()]
-        return [line for line in self.shown if not any(_words(line) <= words for words in lines)]
+        fitting = [[at for at, words in enumerate(lines) if _stands_in(line, words)] for line in self.shown]
+        taken: dict[int, int] = {}  # printed line -> shown line
+
+        def place(shown: int, tried: set[int]) -> bool:
+            """In a line that is free, or whose holder finds another (Kuhn's augmenting paths)."""
+            for at in fitting[shown]:
+                if at not in tried:
+                    tried.add(at)
+                    if at not in taken or place(taken[at], tried):
+                        taken[at] = shown
+                        return True
+            return False
+
+        return [line for shown, line in enumerate(self.shown) if not place(shown, set())]
+
+    def at(self, pages_port: int, port: int) -> Step:
+        """The same, of a server that listens elsewhere."""
+        before, now = f":{pages_port}", f":{port}"
+        shown = tuple(line.replace(before, now) for line in self.shown)
+        return self._replace(command=self.command.replace(before, now), shown=shown)
 
 
 def steps(page: Path) -> list[Step]:
@@ -136,5 +158,17 @@ def _without_remark(line: str) -> tuple[str, str]:
     return (line[: found.start()], found[1]) if found else (line.rstrip(), "")
 
 
+def _stands_in(shown: str, words: set[str]) -> bool:
+    """Whether all that is demanded of a shown line is among a printed one's words."""
+    for word in shown.split():
+        if begins := _BEGINS.match(word):
+            fits = any(other.startswith(begins[0].lstrip(_MARKS)) for other in words)
+        else:
+            fits = bool(re.search(r"\d", word)) or word.strip(_MARKS) in words
+        if not fits:
+            return False
+    return True
+
+
 def _words(line: str) -> set[str]:
-    return {word.strip(".,:;()") for word in line.split() if not re.search(r"\d|\.\.\.", word)}
+    return {word.strip(_MARKS) for word in line.split()}

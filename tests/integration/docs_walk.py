@@ -3,9 +3,9 @@
     python tests/integration/docs_walk.py                       # all pages, with this checkout's recipes
     python tests/integration/docs_walk.py --tuneship "python3 -m tuneship" --gpu docs/jobs/train.md
 
-What cannot run on any machine but a reader's own is named in `docs_pages.NOT_RUN`, with the reason; it is skipped, in
+What cannot run on any machine but a reader's own is named in `docs_not_run.NOT_RUN`, with the reason; it is skipped, in
 print. Ends with 1 when a command ended otherwise, took too long, or did not say what its page shows. Nothing is
-written outside --work but what tuneship keeps in its cache; there is no process left behind.
+written outside --work but what tuneship keeps in its cache; no process is left behind, however this one ends.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -29,9 +30,12 @@ from typing import NamedTuple
 sys.path.append(str(Path(__file__).parent))
 from docs_not_run import NEEDS_GPU, NOT_RUN
 from docs_pages import ROOT, WALKED, Step, steps
+from docs_sessions import Sessions
 
 PORT = 30000
+"""Of the pages."""
 _STARTS_S = 0.2
+_PORT_FREE_S = 10
 
 
 class Outcome(NamedTuple):
@@ -46,13 +50,33 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Walk:
-    """A folder and the terminals in it. Every command is bash's; what one sets, the next one finds."""
+    """A folder and the terminals in it. Every command is bash's; what one sets, the next one finds.
+
+    Another `reader` in the same folder has variables and terminals of its own. The pages' port becomes `port`.
+    """
 
     folder: Path
     environment: Mapping[str, str]
     limit_s: float = 600
     reader: str = "reader"
-    _running: list[tuple[Step, subprocess.Popen[bytes], Path]] = field(default_factory=list)
+    port: int = PORT
+    _running: list[tuple[subprocess.Popen[bytes], Path]] = field(default_factory=list)
+    _sessions: Sessions = field(default_factory=Sessions)
+
+    def follow(self, pages: Sequence[Path], *, gpu: bool = False) -> Iterator[Outcome]:
+        """Every step of `pages` that can run here, as it ends; pages that build on each other in their order.
+
+        After `close`, which another thread may call, no further step begins.
+        """
+        left = {**NOT_RUN, **({} if gpu else NEEDS_GPU)}
+        for step in [step for page in sorted(pages, key=_place) for step in steps(page)]:
+            if why := left.get(step.command):
+                yield Outcome(step, 0.0, None, "", f"not run: {why}")
+                continue
+            outcome = self.do(step.at(PORT, self.port))
+            if self._sessions.closed:
+                return
+            yield outcome
 
     def do(self, step: Step) -> Outcome:
         """One step."""
@@ -67,17 +91,16 @@ class Walk:
 
     def close(self) -> None:
         """End what still runs."""
-        for _, process, _ in self._running:
-            _end(process)
-        self._running.clear()
+        self._sessions.close()
 
     def _run(self, step: Step) -> tuple[int | None, str, str]:
         process, log = self._start(f"{step.command}\n", "foreground")
         try:
             code = process.wait(self.limit_s)
         except subprocess.TimeoutExpired:
-            _end(process)
             return None, f"still running after {self.limit_s:.0f} s", _text(log)
+        finally:
+            self._sessions.end(process)
         printed = _text(log)
         if code not in step.exits:
             return code, f"exit {code}, not {' or '.join(map(str, step.exits))}", printed
@@ -85,7 +108,7 @@ class Walk:
 
     def _leave_running(self, step: Step) -> tuple[int | None, str, str]:
         process, log = self._start(f"exec {step.command}\n", f"terminal-{len(self._running)}-{step.line}")
-        self._running.append((step, process, log))
+        self._running.append((process, log))
         deadline = time.monotonic() + self.limit_s
         while step.missing(_text(log)):
             if process.poll() is not None:
@@ -99,15 +122,25 @@ class Walk:
         """Ctrl-C in the terminal that was opened last."""
         if not self._running:
             return None, "nothing runs", ""
-        _, process, log = self._running.pop()
+        process, log = self._running.pop()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGINT)
         try:
             code = process.wait(self.limit_s)
+            return code, self._left_behind() if code == 130 else f"exit {code} after Ctrl-C, not 130", _text(log)
         except subprocess.TimeoutExpired:
-            _end(process)
             return None, f"still running {self.limit_s:.0f} s after Ctrl-C", _text(log)
-        return code, "" if code == 130 else f"exit {code} after Ctrl-C, not 130", _text(log)
+        finally:
+            self._sessions.end(process)
+
+    def _left_behind(self) -> str:
+        """Whether somebody has the server's port still, after a short wait."""
+        deadline = time.monotonic() + _PORT_FREE_S
+        while is_busy(self.port):
+            if time.monotonic() > deadline:
+                return f"port {self.port} still answers {_PORT_FREE_S} s after Ctrl-C"
+            time.sleep(_STARTS_S)
+        return ""
 
     def _start(self, script: str, name: str) -> tuple[subprocess.Popen[bytes], Path]:
         """A terminal: it knows what the ones before it have set."""
@@ -117,33 +150,8 @@ class Walk:
         state.touch()
         text = f". {state}\nset -a -o pipefail\n{script}code=$?\nexport -p > {state}\nexit $code\n"
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                ["bash", "-c", text], cwd=self.folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                env=dict(self.environment), start_new_session=True,
-            )  # fmt: skip
+            process = self._sessions.open(text, cwd=self.folder, stdout=output, env=self.environment)
         return process, log
-
-
-def walk(
-    pages: Sequence[Path],
-    folder: Path,
-    environment: Mapping[str, str],
-    limit_s: float,
-    *,
-    gpu: bool = False,
-    reader: str = "reader",
-) -> Iterator[Outcome]:
-    """Every step of `pages` that can run here, as it ends; pages that build on each other in their order.
-
-    Another `reader` in the same folder has variables and terminals of its own.
-    """
-    left = {**NOT_RUN, **({} if gpu else NEEDS_GPU)}
-    with contextlib.closing(Walk(folder, environment, limit_s, reader)) as walked:
-        for step in [step for page in sorted(pages, key=_place) for step in steps(page)]:
-            if why := left.get(step.command):
-                yield Outcome(step, 0.0, None, "", f"not run: {why}")
-            else:
-                yield walked.do(step)
 
 
 def _place(page: Path) -> int:
@@ -152,10 +160,15 @@ def _place(page: Path) -> int:
     return known.index(page.resolve()) if page.resolve() in known else len(known)
 
 
-def require_port() -> None:
-    """See that nobody answers in place of the server that the pages start."""
+def is_busy(port: int) -> bool:
+    """Whether somebody of this machine listens there."""
     with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", PORT)), f"port {PORT} is in use, and the pages' commands need it"
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def free_port() -> int:
+    """One below those that the kernel hands out, so that nobody gets it between one server of the walk and the next."""
+    return next(port for port in random.sample(range(20000, 30000), 100) if not is_busy(port))
 
 
 def line(outcome: Outcome) -> str:
@@ -172,13 +185,13 @@ def complaint(outcome: Outcome) -> str:
     return "\n".join([f"    {outcome.problem}", *(f"    | {said}" for said in outcome.printed.splitlines()[-30:])])
 
 
-def environment(folder: Path, tuneship: str = "", engine_args: str = "") -> dict[str, str]:
-    """This one's, with `tuneship` in reach, and keys and state of servers in `folder`."""
+def environment(folder: Path, tuneship: str = "", engine_args: str = "", port: int = PORT) -> dict[str, str]:
+    """This one's, with `tuneship` in reach, whose servers listen at `port`, and their keys and state in `folder`."""
     tools = folder / ".walk" / "bin"
     tools.mkdir(parents=True, exist_ok=True)
-    if tuneship or engine_args:
+    if tuneship or engine_args or port != PORT:
         file = tools / "tuneship"
-        file.write_text(_starter(tuneship or str(Path(sys.executable).with_name("tuneship")), engine_args))
+        file.write_text(_starter(tuneship or str(Path(sys.executable).with_name("tuneship")), engine_args, port))
         file.chmod(0o755)
     path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
     not_ours = {name for name in os.environ if name.startswith("TUNESHIP_")} - {"TUNESHIP_CACHE"}
@@ -187,15 +200,31 @@ def environment(folder: Path, tuneship: str = "", engine_args: str = "") -> dict
     return {**kept, **{name: str(path) for name, path in own.items()}, "PATH": path, "COLUMNS": "140"}
 
 
-def _starter(tuneship: str, engine_args: str) -> str:
+def _starter(tuneship: str, engine_args: str, port: int) -> str:
     """A `tuneship` that is started in another way, and hands flags of its own to SGLang."""
     words = shlex.split(engine_args)
-    serve = " ".join(shlex.quote(f"--extra-arg={word}") for word in words)
-    up = f"--serve.extra_args {shlex.quote(json.dumps(words))}" if words else ""
+    serve = [f"--extra-arg={word}" for word in words]
+    up = ["--serve.extra_args", json.dumps(words)] if words else []
+    if port != PORT:
+        serve += ["--port", str(port)]
+        up += ["--serve.port", str(port)]
     return (
-        f'#!/bin/sh\ncase "$1" in\nserve) exec {tuneship} "$@" {serve} ;;\nup) exec {tuneship} "$@" {up} ;;\n'
-        f'*) exec {tuneship} "$@" ;;\nesac\n'
+        f'#!/bin/sh\ncase "$1" in\nserve) exec {tuneship} "$@" {shlex.join(serve)} ;;\n'
+        f'up) exec {tuneship} "$@" {shlex.join(up)} ;;\n*) exec {tuneship} "$@" ;;\nesac\n'
     )
+
+
+def in_the_way(found: Mapping[str, str], port: int) -> str:
+    """Who would answer in place of the servers that the pages start; empty where nobody would.
+
+    Verbs without `--url` ask the only server that runs, at any port; `top` says whether there is one.
+    """
+    if is_busy(port):
+        return f"port {port} is in use, and the pages' servers need it"
+    asked = subprocess.run(["tuneship", "top", "--once"], env=dict(found), capture_output=True, text=True, check=False)
+    if "no server is running" in asked.stderr:
+        return ""
+    return f"a server of yours runs, and the pages' verbs would ask it: end it first\n{asked.stdout}{asked.stderr}"
 
 
 def main() -> int:
@@ -207,21 +236,26 @@ def main() -> int:
     parser.add_argument("--tuneship", default="", help='how it is started, such as "python3 -m tuneship"')
     parser.add_argument("--engine-args", default="", help='for SGLang, such as "--attention-backend triton"')
     parser.add_argument("--limit-s", type=float, default=600, help="of one command")
+    parser.add_argument("--port", type=int, default=PORT, help="of the servers, in place of the pages'")
     parser.add_argument("--gpu", action="store_true", help="also what needs one")
     given = parser.parse_args()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it, and its children would
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     folder = given.work.resolve()
     if folder.exists():
         parser.error(f"{folder} is there already: name a new --work")
-    require_port()
+    found = environment(folder, given.tuneship, given.engine_args, given.port)
+    if why := in_the_way(found, given.port):
+        shutil.rmtree(folder)
+        parser.error(why)
     shutil.copytree(given.repo / "recipes", folder / "recipes")
     failed = 0
-    found = environment(folder, given.tuneship, given.engine_args)
-    for outcome in walk(given.pages, folder, found, given.limit_s, gpu=given.gpu):
-        print(line(outcome), flush=True)
-        if outcome.problem:
-            failed += 1
-            print(complaint(outcome), flush=True)
+    with contextlib.closing(Walk(folder, found, given.limit_s, port=given.port)) as walked:
+        for outcome in walked.follow(given.pages, gpu=given.gpu):
+            print(line(outcome), flush=True)
+            if outcome.problem:
+                failed += 1
+                print(complaint(outcome), flush=True)
     print(f"{failed} failed")
     return 1 if failed else 0
 
@@ -233,16 +267,6 @@ def _unseen(step: Step, printed: str) -> str:
 
 def _text(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """All of its session that is left; an engine in a session of its own is ended by its server at SIGTERM."""
-    for number, patience_s in ((signal.SIGTERM, 60), (signal.SIGKILL, 10)):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(patience_s)
-            return
 
 
 if __name__ == "__main__":
