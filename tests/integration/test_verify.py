@@ -206,6 +206,13 @@ def test_the_verb(url: str, trained: Artifact, adapters: Path, tmp_path: Path) -
     of_run = tuneship("verify", run, "--url", url, cwd=tmp_path)
     assert of_run.returncode == 0, of_run.stderr
     assert trained.version in of_run.stdout
+    changed = shutil.copytree(trained.path, tmp_path / "changed")
+    weights = bytearray((changed / "adapter_model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (changed / "adapter_model.safetensors").write_bytes(weights)
+    other = tuneship("verify", changed, "--url", url, cwd=tmp_path)
+    assert other.returncode == 1
+    assert "was changed after it was written" in other.stderr
     absent = tuneship("verify", trained.path, "--url", url, "--model", "nobody", cwd=tmp_path)
     assert absent.returncode == 1
     assert "serves no model 'nobody'" in absent.stderr

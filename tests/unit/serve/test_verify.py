@@ -108,6 +108,10 @@ async def test_other_bits_pass_where_the_signal_is_larger_and_are_told_where_the
     assert verdict.base_noise.mean == pytest.approx(0.25 * math.sqrt(2 / math.pi) * 0.71, abs=0.02)  # 0.71: mean 1 - p
     assert verdict.noise_floor.mean < verdict.base_noise.mean, "the trained model is surer than its base"
     assert "in other bits" in verdict.message
+    known = await judged(world, "good", same_bits=True)
+    assert known.passed
+    assert "this server's arithmetic" in known.message
+    assert "other bits" not in known.message
     for selector, fault in (("base", Fault.BASE), ("other", Fault.OTHER_ADAPTER)):
         assert (await judged(world, selector)).fault is fault
     assert (await judged(make_world(bits=0.9), "good", same_bits=True)).fault is Fault.OTHER_BASE

@@ -62,7 +62,7 @@ def verify(
 
     url, key = url or _only_server(), key_in(key_env)
     artifact = asyncio.run(_of_run(artifact, url, key))
-    opened = artifacts.open_artifact(artifact, verify=False) if artifacts.is_artifact(artifact) else None
+    opened = artifacts.open_artifact(artifact) if artifacts.is_artifact(artifact) else None
     if record and not opened:
         raise ArtifactError(f"{artifact} has no {artifacts.MANIFEST}: there is no evidence to add to")
     asked = asyncio.run(_ask(opened, artifact, url, model, rows or sys.maxsize, key))

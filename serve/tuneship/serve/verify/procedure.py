@@ -67,7 +67,7 @@ async def verify(
         finding = judge.diagnose(figures, measured, known)
         hidden = quantized and finite(served) and not finding.who and finding.fault is not Fault.BASE
         finding = Finding(Fault.NONE) if hidden else finding
-    return _verdict(answers, measured, finding, rendered, hidden=hidden, merged=False)
+    return _verdict(answers, measured, finding, rendered, hidden=hidden, merged=False, same_bits=same_bits)
 
 
 async def verify_merged(
@@ -102,10 +102,21 @@ async def verify_merged(
 
 
 def _verdict(
-    answers: Answers, measured: Measured, finding: Finding, rendered: Rendering, *, hidden: bool, merged: bool
+    answers: Answers,
+    measured: Measured,
+    finding: Finding,
+    rendered: Rendering,
+    *,
+    hidden: bool,
+    merged: bool,
+    same_bits: bool = False,
 ) -> Verdict:
     """What answers is worse than how it is asked, and both are worse than to know too little."""
-    outcome, fault, said = Outcome.PASSED, Fault.NONE, Said(words.passed(measured, rendered.prompts))
+    outcome, fault, said = (
+        Outcome.PASSED,
+        Fault.NONE,
+        Said(words.passed(measured, rendered.prompts, same_bits=same_bits)),
+    )
     if answers.tokens < judge.LEAST_TOKENS:
         outcome, said = Outcome.CANNOT_TELL, words.too_few(answers.tokens, measured)
     elif finding.fault:

@@ -17,16 +17,24 @@ class Said(NamedTuple):
     hint: str = ""
 
 
-def passed(measured: Measured, prompts: int) -> str:
+def passed(measured: Measured, prompts: int, *, same_bits: bool = False) -> str:
     """The proof in one sentence."""
     rendered = "" if prompts else "; how chats are rendered was not compared, the evidence has none"
-    bits = (
-        f"; the base is served in other bits than it was trained on, {measured.base_noise.mean:.3f} nats per token "
-        "away: the limit is the wider for it, and a wrong strength may pass"
-        if measured.other_bits
-        else ""
+    power = f"the base would be {measured.power:.1f} limits away"
+    return f"{_distance(measured)}; {power}{_bits(measured, same_bits)}{rendered}"
+
+
+def _bits(measured: Measured, same_bits: bool) -> str:
+    """What is to be said of a base that is farther from the stored one than arithmetic usually puts it."""
+    away = f"{measured.base_noise.mean:.3f} nats per token"
+    if not measured.other_bits:
+        return ""
+    if same_bits:
+        return f"; this server's arithmetic puts the base {away} from training's: the limit is the wider for it"
+    return (
+        f"; the base is served in other bits than it was trained on, {away} away: the limit is the wider for it, and a "
+        "wrong strength may pass"
     )
-    return f"{_distance(measured)}; the base would be {measured.power:.1f} limits away{bits}{rendered}"
 
 
 def too_weak(measured: Measured, *, merged: bool) -> Said:
