@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import tiny_llama
 from tuneship.core.progress import PlainLines, use
 
 # Before torch is imported, whose threads otherwise spin while they wait (core/hardware.py).
@@ -18,11 +19,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell starts background jobs with SIGINT ignored, and children inherit that: Ctrl-C must be testable there too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 _SUBJECTS = ("the invoice", "a customer", "our server", "the red parcel", "my account", "this table", "a late train")
@@ -57,13 +53,13 @@ def _plain_progress():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint: 2 layers, hidden size 64, float32, ChatML, ends its turn with <|im_end|>. Built in seconds."""
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", seed=0)
+    return _tiny(tmp_path_factory.mktemp("models") / "tiny-llama", seed=0)
 
 
 @pytest.fixture(scope="session")
 def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other weights under the tokenizer of `tiny_model`."""
-    return build_tiny_model(tmp_path_factory.mktemp("models") / "other-tiny-llama", seed=1)
+    return _tiny(tmp_path_factory.mktemp("models") / "other-tiny-llama", seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -86,52 +82,8 @@ def marker_adapter(tmp_path_factory: pytest.TempPathFactory) -> MarkerAdapter:
     return make
 
 
-def build_tiny_model(path: Path, seed: int) -> Path:
-    """Write the tiny checkpoint; another `seed` gives other weights under the same tokenizer."""
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _tiny_tokenizer()
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,  # bitsandbytes packs 4-bit weights in blocks of 64
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.2,  # at the usual 0.02 a random model ignores its prompt
-        tie_word_embeddings=False,
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=0,
-        dtype="float32",
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=2, pad_token_id=0)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
-
-
-def _tiny_tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["system\nuser\nassistant\n", *sentences(400, seed=1)], trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
-    )
+def _tiny(path: Path, seed: int) -> Path:
+    return tiny_llama.write(path, sentences(400, seed=1), words=512, dtype="float32", seed=seed)
 
 
 def train_marker(model_path: Path, path: Path, marker: str, max_steps: int = 200) -> Path:

@@ -10,12 +10,13 @@ The model has two layers and a tokenizer that was made from the rows, so that it
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tomli_w
 
+from tests import tiny_llama
 from tuneship.core import model_source
 from tuneship.core.cache import cache_dir
 
@@ -28,10 +29,6 @@ CHANGED: Mapping[str, Mapping[str, Any]] = {
 }
 LOAD = {"rates": [4], "duration_s": 2, "input_tokens": 16, "output_tokens": 8}
 EVAL = {"limit": 8, "max_tokens": 24}
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 class StandIn(NamedTuple):
@@ -54,7 +51,7 @@ def build(recipes: Path, at: Path) -> StandIn:
             texts += rows
         (folder / "recipes" / f"{name}.toml").write_text(tomli_w.dumps(_quick(recipe)), encoding="utf-8")
     model = cache / "models" / model_source.bundled_path().name
-    write_model(model, texts)
+    tiny_llama.write(model, texts, words=1024, dtype="bfloat16")  # as models are published
     _share_bytecode(cache)
     return StandIn(folder, {"TUNESHIP_CACHE": str(cache)})
 
@@ -65,57 +62,6 @@ def _quick(recipe: dict[str, Any]) -> dict[str, Any]:
     recipe["bench"]["load"] |= LOAD
     recipe["bench"]["eval"] = [task | EVAL for task in recipe["bench"]["eval"]]
     return recipe
-
-
-def write_model(path: Path, texts: list[str]) -> None:
-    """Write a Llama of two layers with random weights, in the 16 bits in which models are published."""
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _tokenizer(texts)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,  # bitsandbytes packs 4-bit weights in blocks of 64
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.2,  # at the usual 0.02 a random model ignores its prompt
-        bos_token_id=0,
-        eos_token_id=2,
-        pad_token_id=0,
-        dtype="bfloat16",
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model.generation_config = GenerationConfig(bos_token_id=0, eos_token_id=2, pad_token_id=0)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-
-
-def _tokenizer(texts: list[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_lines(texts), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", chat_template=CHATML
-    )
-
-
-def _lines(texts: list[str]) -> Iterator[str]:
-    yield "system\nuser\nassistant\n"
-    yield from texts
 
 
 def _share_bytecode(cache: Path) -> None:
