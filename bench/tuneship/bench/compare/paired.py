@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats  # type: ignore[import-untyped]
 
-from tuneship.bench.compare.statistics import POWER, detectable
+from tuneship.bench.compare.statistics import detectable, detectable_at
 
 RESAMPLES = 10_000
 
@@ -31,8 +31,7 @@ def compare_scores(a: Sequence[float], b: Sequence[float], alpha: float = 0.05, 
     loss = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     found = _bootstrap(loss, np.ones(len(loss)), alpha, seed)
     if not loss.any():  # the bootstrap sees no noise at all: the rule of three bounds what n items can have missed
-        seen = float(stats.norm.ppf([1 - alpha, POWER]).sum()) / len(loss)
-        found = found._replace(upper=-math.log(alpha) / len(loss), detectable=seen)
+        found = found._replace(upper=-math.log(alpha) / len(loss), detectable=detectable_at(1 / len(loss), alpha))
     if set(a) | set(b) <= {0.0, 1.0}:
         return found._replace(p=_mcnemar(int((loss > 0).sum()), int((loss < 0).sum())))
     return found

@@ -15,7 +15,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 from scipy import stats  # type: ignore[import-untyped]
 
 from tuneship.bench.compare.paired import Paired, compare_nll, compare_scores
-from tuneship.bench.compare.statistics import POWER
+from tuneship.bench.compare.statistics import detectable_at
 from tuneship.bench.compare.verdict import Evidence
 from tuneship.bench.quality.evaluate import Item, read_items
 from tuneship.core.report import EvalResult, NllResult
@@ -91,9 +91,8 @@ def _unpaired(a: EvalResult, b: EvalResult, alpha: float) -> Paired:
     if not se:  # all right, or all wrong, on both sides: the rule of three bounds what was not seen
         se = 1 / min(a.items, b.items)
     reach = float(stats.norm.ppf(1 - alpha)) * se
-    detectable = float(stats.norm.ppf([1 - alpha, POWER]).sum()) * se
     p = float(stats.norm.sf(worse_by / se))
-    return Paired(worse_by, worse_by - reach, worse_by + reach, p, min(a.items, b.items), detectable)
+    return Paired(worse_by, worse_by - reach, worse_by + reach, p, min(a.items, b.items), detectable_at(se, alpha))
 
 
 def _items_needed(found: Paired, margin: float) -> int:

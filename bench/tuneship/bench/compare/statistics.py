@@ -58,6 +58,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def detectable_at(error: float, alpha: float = 0.05) -> float:
+    """As `detectable`, of an estimate whose standard error is `error`, by the normal distribution."""
+    return float(stats.norm.ppf([1 - alpha, POWER]).sum()) * error
+
+
 def detectable(sd: float, pairs: int, alpha: float = 0.05) -> float:
     """The smallest mean that a one-sided test of `pairs` values with deviation `sd` finds with a power of 0.8."""
     if pairs < 2:
