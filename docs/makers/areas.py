@@ -40,8 +40,8 @@ AREAS = (
     ),
     Area(
         "Models, artifacts and files",
-        "An artifact is never changed. One that was is made again (`tuneship up RECIPE` makes only what is missing), "
-        "or restored from a copy.",
+        "An artifact is never changed. One that was is made again by the command that made it (`tuneship up`, `train` "
+        "and `merge` look at the bytes of what they made before), or restored from a copy.",
         (
             *(f"{_CORE}{name}.py" for name in ("artifact", "checkpoint", "model_source", "parity", "versioned")),
             *(f"{_TRAIN}{name}.py" for name in ("fetch", "model", "base", "commands")),

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tuneship.core import artifact as artifacts
 from tuneship.core import checkpoint, data_source, model_source, recipe_file
-from tuneship.core.artifact import Artifact, Base
+from tuneship.core.artifact import Artifact, Base, Kind
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_text
 from tuneship.core.identity import data_sha256, input_id
@@ -80,8 +80,7 @@ class Pipeline:
         )
         inputs = {"resume": "yes"} if self.resume else {}
         inputs |= {"smoke": str(self.smoke)} if self.smoke else {}
-        path = self._step("train", identity, "tuneship.train", inputs)
-        return artifacts.open_artifact(path, kind="merged" if self.recipe.train.method == "full" else "adapter")
+        return self._sealed("train", "merged" if self.recipe.train.method == "full" else "adapter", identity, inputs)
 
     def merge(self, base: Base, adapter: Artifact) -> Artifact:
         """The merged checkpoint, whose parity passed (or was forced); full training made one already."""
@@ -94,8 +93,7 @@ class Pipeline:
             ("model", "merge"),
             (base.weights_sha256, adapter.manifest.content_id),
         )
-        path = self._step("merge", identity, "tuneship.train", {"adapter": str(adapter.path)})
-        return artifacts.open_artifact(path, kind="merged")
+        return self._sealed("merge", "merged", identity, {"adapter": str(adapter.path)})
 
     def needs_baseline(self, base: Base, served: Artifact) -> bool:
         """Whether the untuned base still has to be measured."""
@@ -161,6 +159,27 @@ class Pipeline:
     def _attempt_of(self, stage: str) -> Path:
         """The attempt that made what `stage` last finished."""
         return self.run.path / "stages" / stage / f"attempt-{self.run.state().stages[stage].attempt}"
+
+    def _sealed(self, stage: str, kind: Kind, identity: str, inputs: Mapping[str, str]) -> Artifact:
+        """What `stage` makes, every byte checked. What it made before and was damaged since is made again.
+
+        Raises:
+            ArtifactError: what it made before cannot be used, and making it again would not mend that.
+
+        """
+        done = self.run.output(stage, identity)
+        if done:
+            try:
+                kept = artifacts.open_artifact(done, kind=kind)
+            except ArtifactError as error:
+                if not artifacts.is_damaged(done):
+                    raise
+                say(f"{stage}: again, for {error.message}")
+                self.run.forget((stage,))
+            else:
+                say(f"{stage}: unchanged, {done.name}")
+                return kept
+        return artifacts.open_artifact(self._step(stage, identity, "tuneship.train", inputs), kind=kind)
 
     def _step(self, stage: str, identity: str, module: str, inputs: Mapping[str, str]) -> Path:
         done = self.run.output(stage, identity)

@@ -37,6 +37,13 @@ _HASHERS = 4
 """Files that are hashed at a time: one core hashes some 2 GB/s, a disk reads more."""
 
 Kind = Literal["adapter", "merged", "base-nf4", "base-dequantized"]
+_MAKER: dict[Kind, str] = {
+    "adapter": "tuneship train RECIPE",
+    "merged": "tuneship up RECIPE --until merge",
+    "base-nf4": "tuneship base build BASE",
+    "base-dequantized": "tuneship base build BASE --quantization dequantized",
+}
+"""What makes one that was damaged again, by its kind: each of them looks at the bytes of what is there."""
 
 
 class _Record(BaseModel):
@@ -215,7 +222,8 @@ def verify_payload(artifact: Artifact, sha256: Callable[[Path], str] = sha256_fi
     """
     path, manifest = artifact
     here = dict(_payload(path))
-    fix = f"train or merge again, or restore {path.name} from a copy"
+    command = _MAKER[manifest.kind]
+    fix = f"`{command}` makes it again; or restore {path.name} from a copy"
     with ThreadPoolExecutor(_HASHERS) as pool:
         hashes = {name: pool.submit(sha256, here[name]) for name in manifest.files if name in here}
         try:
@@ -235,6 +243,24 @@ def verify_payload(artifact: Artifact, sha256: Callable[[Path], str] = sha256_fi
         raise ArtifactError(f"{path}: {name} does not belong to it", hint="remove it")
     if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):
         raise ArtifactError(f"{path}: {MANIFEST} does not fit its content id", hint=fix)
+
+
+def is_damaged(path: Path) -> bool:
+    """Whether anything that was sealed at `path` is gone or was changed; what was only added damages nothing.
+
+    Raises:
+        ArtifactError: its manifest cannot be read, or is of a newer schema.
+
+    """
+    if not is_artifact(path):
+        return True
+    manifest, here = read_manifest(path), dict(_payload(path))
+    if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):
+        return True
+    return any(
+        name not in here or here[name].stat().st_size != record.size or sha256_file(here[name]) != record.sha256
+        for name, record in manifest.files.items()
+    )
 
 
 def read_manifest(path: Path) -> Manifest:

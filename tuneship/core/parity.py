@@ -129,7 +129,10 @@ def read_reference(folder: Path) -> Iterator[ReferenceRow]:
             try:
                 yield ReferenceRow.model_validate_json(line)
             except ValidationError:
-                raise ArtifactError(f"{path}:{number} is not a reference row", hint="train again") from None
+                raise ArtifactError(
+                    f"{path}:{number} is not a reference row",
+                    hint="restore it from a copy, or `tuneship up RECIPE --from train`",
+                ) from None
 
 
 def rows_sha256(folder: Path) -> str:

@@ -9,8 +9,11 @@ import pytest
 import tomli_w
 
 from tuneship.cli.pipeline import Pipeline, Target
+from tuneship.core import artifact as artifacts
 from tuneship.core import recipe_file
 from tuneship.core.artifact import Artifact, Base, Manifest, QuantizationRecord, TemplateRecord
+from tuneship.core.errors import ArtifactError
+from tuneship.core.model_source import ModelSource
 from tuneship.core.parity import ReferenceRow, write_reference
 from tuneship.core.rundir import RunDir
 
@@ -87,6 +90,45 @@ def test_a_changed_file_is_measured_again(pipeline, trained, tmp_path: Path, fil
     _measured(work, served)
     (tmp_path / file).write_text("something else")
     assert work.needs_baseline(BASE, served)
+
+
+def test_an_adapter_that_was_damaged_is_trained_again_and_a_whole_one_is_kept(pipeline, tmp_path, monkeypatch, capsys):
+    """`train` said "unchanged", and the hint of what then refused it was to train again."""
+    made = []
+
+    def run_job(job, _module, _grace_s):
+        made.append(job.stage)
+        with artifacts.draft(job.run.artifacts) as work:
+            (work / "adapter_model.safetensors").write_bytes(b"weights")
+            manifest = Manifest(kind="adapter", input_id=job.input_id, end_token_ids=(2,), tokenizer_sha256="b",
+                                base=BASE, quantization=QuantizationRecord(method="none", double=False,
+                                compute_dtype="float32"), template=TemplateRecord(text="", sha256="c",
+                                source="model"))  # fmt: skip
+            return artifacts.seal(work, manifest).path
+
+    monkeypatch.setattr("tuneship.cli.pipeline.run_job", run_job)
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.json").write_text("{}")
+    (base / "config.json").write_text("{}")
+    work, source = pipeline({}), ModelSource("org/base", "main", base)
+    first = work.train(source, BASE)
+    assert work.train(source, BASE) == first
+    assert made == ["train"]
+    assert f"train: unchanged, {first.path.name}" in capsys.readouterr().err
+    weights = first.path / "adapter_model.safetensors"
+    weights.write_bytes(b"weighty")
+    again = work.train(source, BASE)
+    assert made == ["train", "train"]
+    assert artifacts.open_artifact(again.path) == again
+    said = capsys.readouterr().err
+    assert "train: again, for" in said
+    assert "was changed after it was written" in said
+    assert "unchanged" not in said
+    (again.path / "notes.txt").touch()  # hours of training would not remove it
+    with pytest.raises(ArtifactError, match="does not belong"):
+        work.train(source, BASE)
+    assert len(made) == 2
 
 
 def test_a_server_is_given_the_time_that_it_gives_what_is_in_flight(pipeline, monkeypatch, tmp_path):

@@ -92,6 +92,30 @@ def test_a_change_is_refused_by_name(sealed: Artifact, damage: Callable[[Path], 
     assert str(sealed.path) in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("damage", "damaged"),
+    [
+        (lambda _: None, False),
+        (lambda path: (path / "surprise.bin").touch(), False),
+        (change_a_byte, True),
+        (truncate, True),
+        (lambda path: (path / "extra" / "notes.txt").unlink(), True),
+        (lambda path: (path / MANIFEST).unlink(), True),
+        (another_id, True),
+    ],
+)
+def test_what_making_it_again_would_mend(sealed: Artifact, damage: Callable[[Path], object], damaged: bool):
+    damage(sealed.path)
+    assert artifacts.is_damaged(sealed.path) is damaged
+
+
+def test_the_hint_of_a_damaged_one_is_the_command_that_makes_it(sealed: Artifact):
+    change_a_byte(sealed.path)
+    with pytest.raises(ArtifactError) as caught:
+        open_artifact(sealed.path)
+    assert caught.value.hint.startswith("`tuneship train RECIPE` makes it again")
+
+
 def test_a_renamed_artifact_is_refused(sealed: Artifact):
     moved = sealed.path.rename(sealed.path.with_name("adapter-000000000000"))
     with pytest.raises(ArtifactError, match="does not fit its content id"):

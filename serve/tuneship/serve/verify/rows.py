@@ -54,7 +54,10 @@ def read_deferred(folder: Path) -> Deferred | None:
 def _checked(row: ReferenceRow, folder: Path) -> ReferenceRow:
     lists = (row.loss_mask, row.base, row.trained, row.input_ids if row.merged is None else row.merged)
     if any(len(figures) != len(row.input_ids) for figures in lists):
-        raise ArtifactError(f"{folder / REFERENCE_FILE}: a row's lists are not of one length", hint="train again")
+        raise ArtifactError(
+            f"{folder / REFERENCE_FILE}: a row's lists are not of one length",
+            hint="restore it from a copy, or `tuneship up RECIPE --from train`",
+        )
     return row
 
 

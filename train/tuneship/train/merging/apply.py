@@ -108,6 +108,7 @@ def _added(key: str, weight: Tensor, delta: Delta, adapter: Tensors, dtype: torc
         out[piece] = total
         if not torch.isfinite(out[piece]).all():
             raise ArtifactError(
-                f"merging gives NaN or infinity in {key}", hint="train again, or merge with model.dtype = 'bfloat16'"
+                f"merging gives NaN or infinity in {key}",
+                hint="merge with model.dtype = 'bfloat16', or train anew: `tuneship up RECIPE --from train`",
             )
     return out
