@@ -191,7 +191,7 @@ def test_the_verb(url: str, trained: Artifact, adapters: Path, tmp_path: Path) -
     proven = tuneship("verify", trained.path, "--url", url, "--record", cwd=tmp_path)
     assert proven.returncode == 0, proven.stderr
     lines = dict(line.split(maxsplit=1) for line in proven.stdout.splitlines())
-    assert (lines["model"], lines["version"], lines["verdict"]) == (NAME, trained.version, "passed")
+    assert (lines["model"], lines["version"], lines["verdict"]) == (trained.version, trained.version, "passed")
     record = Verification.model_validate_json((trained.evidence / "verify-1.json").read_text())
     assert (record.outcome, record.fault, record.version) == ("passed", "", trained.version)
     failed = tuneship("verify", trained.path, "--url", url, "--model", "half", cwd=tmp_path)

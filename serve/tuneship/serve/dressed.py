@@ -28,8 +28,8 @@ class Dress(NamedTuple):
     log: Path
 
     def version(self, base: str) -> str:
-        """That of a `base` in it: twelve hex digits, as every version has."""
-        return sha256_text(f"{base}\n{self.template}")[:12]
+        """That of a `base` in it."""
+        return dressed_version(base, self.template)
 
     def put_on(self, base: Path, adapters: Iterable[Path] = ()) -> Path:
         """The folder in which `base` has this template; its answers end where those of `adapters` do too."""
@@ -49,6 +49,11 @@ class Dress(NamedTuple):
     def take_off(self) -> None:
         """Remove the folder."""
         shutil.rmtree(scratch.folder(self.log, "base"), ignore_errors=True)
+
+
+def dressed_version(base: str, template: str) -> str:
+    """Which version `base` (NAME@id) is under `template`: twelve hex digits, as every version has."""
+    return sha256_text(f"{base}\n{template}")[:12]
 
 
 @contextmanager

@@ -46,7 +46,8 @@ def verify(
     url
         The server; without it, the only one that runs here.
     model
-        What the server calls it (default: the artifact's name; for a merged one, what the server was started with).
+        What the server calls it. Default: of an adapter exactly this version, NAME@id, whichever one is live; of a
+        merged model what the server was started with.
     rows
         Held-out rows at most, 0 is all of them.
     key_env
@@ -57,15 +58,11 @@ def verify(
     """
     from tuneship.core import artifact as artifacts  # noqa: PLC0415 - `--help` starts without all of this
     from tuneship.core.endpoint import key_in  # noqa: PLC0415
-    from tuneship.core.errors import ArtifactError, ExitCode  # noqa: PLC0415
+    from tuneship.core.errors import ExitCode  # noqa: PLC0415
     from tuneship.core.progress import say  # noqa: PLC0415
 
     url, key = url or _only_server(), key_in(key_env)
-    artifact = asyncio.run(_of_run(artifact, url, key))
-    opened = artifacts.open_artifact(artifact) if artifacts.is_artifact(artifact) else None
-    if record and not opened:
-        raise ArtifactError(f"{artifact} has no {artifacts.MANIFEST}: there is no evidence to add to")
-    asked = asyncio.run(_ask(opened, artifact, url, model, rows or sys.maxsize, key))
+    opened, asked = asyncio.run(_ask(artifact, url, model, rows or sys.maxsize, key, record=record))
     _show(asked)
     if record and opened:
         say(f"recorded in {artifacts.add_evidence(opened, 'verify', _record(asked))}")
@@ -74,58 +71,39 @@ def verify(
     asked.verdict.require()
     if not asked.verdict.passed:
         say(f"{asked.verdict.outcome}: {asked.verdict.message}")
+        if asked.verdict.hint:
+            say(f"hint: {asked.verdict.hint}")
         sys.exit(ExitCode.CANNOT_TELL)
 
 
-async def _of_run(path: Path, url: str, key: str) -> Path:
-    """Of a run the merged model, where the server was started with it, else what was trained; other paths as they are.
-
-    Raises:
-        ArtifactError: neither is there any more.
-
-    """
-    from tuneship.core import rundir  # noqa: PLC0415
+async def _ask(
+    path: Path, url: str, model: str, rows: int, key: str, *, record: bool
+) -> tuple[Artifact | None, _Asked]:
+    from tuneship.core import artifact as artifacts  # noqa: PLC0415
     from tuneship.core.errors import ArtifactError  # noqa: PLC0415
-    from tuneship.serve.verify.door import DoorScorer  # noqa: PLC0415
-
-    if not rundir.RunDir(path).state().stages:
-        return path
-    merged, trained = rundir.made(path, "merge"), rundir.made(path, "train")
-    if merged != path:
-        async with DoorScorer(url, key) as scorer:
-            served = await scorer.served()
-        if trained == path or scorer.listed[served.base].rpartition("@")[2] == merged.name.rpartition("-")[2]:
-            return merged
-    if trained == path:
-        raise ArtifactError(
-            f"what the run {path} trained is not there any more", hint=f"tuneship train RECIPE --run {path}"
-        )
-    return trained
-
-
-async def _ask(opened: Artifact | None, path: Path, url: str, model: str, rows: int, key: str) -> _Asked:
-    from tuneship.core.artifact import EVIDENCE  # noqa: PLC0415
-    from tuneship.core.errors import EndpointError  # noqa: PLC0415
     from tuneship.serve import verify as face  # noqa: PLC0415
+    from tuneship.serve.verify import asked  # noqa: PLC0415
     from tuneship.serve.verify.door import DoorScorer  # noqa: PLC0415
 
-    reference = face.read_evidence(opened.evidence if opened else path / EVIDENCE, rows, sys.maxsize)
     async with DoorScorer(url, key) as scorer:
         served = await scorer.served()
-        merged = opened is not None and opened.manifest.kind != "adapter"
-        model = model or (served.base if merged else opened.manifest.name if opened else "") or path.name
-        if model.partition("@")[0] not in (served.base, *served.adapters):
-            listed = ", ".join((served.base, *served.adapters))
-            raise EndpointError(f"{url} serves no model {model!r}", hint=f"say which with --model: {listed}")
-        if merged:
-            left = face.read_deferred(path / EVIDENCE)
+        path = asked.of_run(path, scorer, served)
+        opened = artifacts.open_artifact(path) if artifacts.is_artifact(path) else None
+        if record and not opened:
+            raise ArtifactError(f"{path} has no {artifacts.MANIFEST}: there is no evidence to add to")
+        evidence = path / artifacts.EVIDENCE
+        reference = face.read_evidence(evidence, rows, sys.maxsize)
+        if model:
+            asked.known(model, scorer, served)
+        else:
+            model = await asked.name_of(opened, path, scorer, served)
+        if opened and opened.manifest.kind != "adapter":
+            left = face.read_deferred(evidence)
             verdict = await face.verify_merged(scorer, reference, selector=model, left=left)
         else:
-            others = {name: name for name in served.adapters if name != model.partition("@")[0]}
-            weights = scorer.listed[served.base].rpartition("@")[2]
-            own_base = opened is not None and opened.manifest.base.weights_sha256[:12] == weights
-            verdict = await face.verify(scorer, model, reference, others=others, own_base=own_base)
-        return _Asked(model, scorer.versions.get(model, ""), verdict)
+            beside, own_base = asked.others(model, scorer, served), asked.on_own_base(opened, scorer, served)
+            verdict = await face.verify(scorer, model, reference, others=beside, own_base=own_base)
+        return opened, _Asked(model, scorer.versions.get(model, ""), verdict)
 
 
 def _only_server() -> str:

@@ -54,7 +54,7 @@ def _judge(worse: Interval, learnt: Interval, limit: float, tokens: int) -> tupl
         return (
             Outcome.CANNOT_TELL,
             Fault.NONE,
-            Said(f"{tokens} tokens are too few to tell: {found}", "look at more rows"),
+            Said(f"{tokens} tokens are too few to tell: {found}", words.MORE_ROWS),
         )
     if learnt.low <= limit:
         said = Said(f"the base would pass, too: training changed these answers by {learnt.mean:.4f} nats per token")

@@ -28,9 +28,8 @@ class DoorScorer:
         self.listed: dict[str, str] = {}
         """Which version each name has, by `served`."""
         self.versions: dict[str, str] = {}
-        """Which version answered to a name."""
-        """{public name: the version that answered}."""
-        self._url = url.rstrip("/").removesuffix("/v1")
+        """{name: the version that answered to it}."""
+        self.url = url.rstrip("/").removesuffix("/v1")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
 
     async def __aenter__(self) -> Self:
@@ -54,13 +53,26 @@ class DoorScorer:
             models = [card["id"] for card in cards if card.get("parent") is None]
             if not models:
                 raise EndpointError(
-                    f"{self._url} shows no base: the floor is measured on it", hint="use a key that may ask every model"
+                    f"{self.url} shows no base: the floor is measured on it", hint="use a key that may ask every model"
                 )
             self.base = models[0]
             self.listed = {card["id"]: str(card.get("version", "")) for card in cards}
             return Served(self.base, tuple(card["id"] for card in cards if card["id"] != self.base))
         except (ServerFault, LookupError, TypeError, AttributeError) as error:
-            raise EndpointError(f"{self._url} does not say what it serves: {error}") from None
+            raise EndpointError(f"{self.url} does not say what it serves: {error}") from None
+
+    async def knows(self, name: str) -> bool:
+        """Whether it answers to `name`: it does to each version that is loaded, of which it lists the live ones.
+
+        Raises:
+            EndpointError: no answer.
+
+        """
+        try:
+            async with self._session.get(f"{self.url}/v1/models/{name}") as response:
+                return response.status == 200
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._silent(error) from None
 
     async def logprobs(self, selector: str | None, rows: list[list[int]], starts: list[int]) -> list[list[float]]:
         """As `Scorer`.
@@ -77,7 +89,7 @@ class DoorScorer:
                 answer = await self._post("/v1/logprobs", body)
                 found += [row["token_logprobs"] for row in answer["data"]]
         except (ServerFault, LookupError, TypeError) as error:
-            raise EndpointError(f"{self._url} does not score: {error}") from None
+            raise EndpointError(f"{self.url} does not score: {error}") from None
         return found
 
     async def tokenize(self, messages: list[Message], tools: list[Tool] | None = None) -> list[int]:
@@ -90,25 +102,28 @@ class DoorScorer:
         try:
             return await prompt_ids(self._post, self.base, messages, tools)
         except (ServerFault, LookupError, TypeError) as error:
-            raise EndpointError(f"{self._url} does not say how it renders a chat: {error}") from None
+            raise EndpointError(f"{self.url} does not say how it renders a chat: {error}") from None
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         return await self._ask("POST", path, body)
 
     async def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> Any:
         try:
-            async with self._session.request(method, f"{self._url}{path}", json=body) as response:
+            async with self._session.request(method, f"{self.url}{path}", json=body) as response:
                 if response.status == 200:
                     if body:
                         self.versions[body["model"]] = response.headers.get(VERSION_HEADER, "")
                     return await response.json()
                 said = (await response.text())[:300]
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise EndpointError(
-                f"{self._url} does not answer: {error}", hint="is the server running? `tuneship serve` starts one"
-            ) from None
+            raise self._silent(error) from None
         if response.status == 401:
-            raise EndpointError(f"{self._url} refused the key", hint="name its variable with --key-env")
+            raise EndpointError(f"{self.url} refused the key", hint="name its variable with --key-env")
         if response.status >= 500:
             raise ServerFault(f"{path} answered {response.status}: {said}")
-        raise EndpointError(f"{self._url} refused {path} ({response.status}): {said}")
+        raise EndpointError(f"{self.url} refused {path} ({response.status}): {said}")
+
+    def _silent(self, error: Exception) -> EndpointError:
+        return EndpointError(
+            f"{self.url} does not answer: {error}", hint="is the server running? `tuneship serve` starts one"
+        )

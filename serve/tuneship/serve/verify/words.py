@@ -7,6 +7,10 @@ from typing import NamedTuple
 from tuneship.serve.verify.judge import Finding, Measured
 from tuneship.serve.verify.verdict import Fault
 
+MORE_ROWS = (
+    "`tuneship verify ARTIFACT` without --rows asks about all rows that its training held out; if these were all of "
+    "them, put more rows into data.heldout and train again"
+)
 _BITS_OF_TRAINING = "serve the base in the bits of training (for QLoRA --quantization nf4, or dequantized)"
 
 
@@ -47,7 +51,7 @@ def too_weak(measured: Measured, *, merged: bool) -> Said:
         )
     return Said(
         f"{apart}: training changed these answers by no more than arithmetic may",
-        "look at more rows, or train with held-out rows that show what was learnt",
+        f"{MORE_ROWS}; best are rows that show what was learnt",
     )
 
 
@@ -62,7 +66,7 @@ def hidden(measured: Measured) -> Said:
 
 def too_few(tokens: int, measured: Measured) -> Said:
     """Chance may do as much with so few."""
-    return Said(f"{tokens} tokens are too few to tell: {_distance(measured)}", "look at more rows")
+    return Said(f"{tokens} tokens are too few to tell: {_distance(measured)}", MORE_ROWS)
 
 
 def fault(finding: Finding, measured: Measured, *, merged: bool) -> Said:
