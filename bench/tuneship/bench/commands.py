@@ -58,7 +58,8 @@ def load(
     url
         A server's URL, an endpoint.json, or a run directory with one.
     model
-        The name to send; several with commas between are mixed. Default: the first that the server lists.
+        The name to send; several with commas between are mixed. Default: the only adapter that is served, or the only
+        model where there is none.
     rates
         Requests per second, one load level each, or `sweep` to find the knee. Default: 1 4 16, where neither a trace
         nor a concurrency is given.
@@ -178,7 +179,7 @@ def eval_(
     data
         JSONL of chats ({"messages": [...]}) whose last message is the reference answer; lm-eval's tasks have their own.
     model
-        The name to send. Default: the first that the server lists.
+        The name to send. Default: the only adapter that is served, or the only model where there is none.
     limit
         Rows at most, from the first on.
     max_tokens
@@ -250,7 +251,7 @@ def nll(
     data
         An artifact's evidence/reference.jsonl, or a JSONL of chats whose last message is the answer.
     model
-        The name to send. Default: the first that the server lists.
+        The name to send. Default: the only adapter that is served, or the only model where there is none.
     limit
         Rows at most, from the first on.
     out

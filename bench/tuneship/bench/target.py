@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import openai
+from openai.types import Model
 
 from tuneship.core.endpoint import Endpoint, key_in, read_endpoint
 from tuneship.core.errors import EndpointError
+from tuneship.core.progress import say
 
 _TIMEOUT_S = 30
 
@@ -44,11 +47,13 @@ def resolve(where: str, model: str = "", key_env: str = "") -> Target:
 
     Args:
         where: a URL, an `endpoint.json`, or a run directory with one.
-        model: a name, or several with commas between; empty takes the first of `/v1/models`.
+        model: a name, or several with commas between; empty takes the only adapter that is served, saying so, or the
+            only model where there is no adapter.
         key_env: the environment variable that holds the key; empty takes the one that `endpoint.json` names.
 
     Raises:
-        EndpointError: neither URL nor endpoint file, no answer, a key that is missing or refused, no such model.
+        EndpointError: neither URL nor endpoint file, no answer, a key that is missing or refused, no such model, or
+            several of which none was named.
 
     """
     endpoint = _read_endpoint(where)
@@ -57,8 +62,9 @@ def resolve(where: str, model: str = "", key_env: str = "") -> Target:
     # No proxy from the environment: what is measured is the server itself.
     with httpx.Client(trust_env=False, timeout=_TIMEOUT_S) as http:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=key or "none", http_client=http, max_retries=1)
-        served = _served_models(url, client)
-        wanted = tuple(name.strip() for name in model.split(",") if name.strip()) or served[:1]
+        cards = _served_models(url, client)
+        served = tuple(card.id for card in cards)
+        wanted = tuple(name.strip() for name in model.split(",") if name.strip()) or (_only(url, cards),)
         missing = [name for name in wanted if name not in served and not _is_known(client, name)]
     if missing:
         raise EndpointError(f"{url} serves no model {missing[0]!r}", hint=f"it serves: {', '.join(served)}")
@@ -82,10 +88,32 @@ def _base_url(url: str) -> str:
     return url.rstrip("/").removesuffix("/v1")
 
 
-def _served_models(url: str, client: openai.OpenAI) -> tuple[str, ...]:
-    """Names in `/v1/models`, in the server's order."""
+def _only(url: str, cards: Sequence[Model]) -> str:
+    """What is measured when no model is named; an adapter before its base, which is not what was trained.
+
+    SGLang's own server lists adapters by names that it then answers with the base: there they are none to choose from.
+    """
+    adapters = [card.id for card in cards if _parent(card) and card.owned_by != "sglang"]
+    choice = adapters or [card.id for card in cards if not _parent(card)] or [card.id for card in cards]
+    if len(choice) > 1:
+        raise EndpointError(
+            f"{url} serves {len(choice)} {'adapters' if adapters else 'models'}",
+            hint=f"say which with --model: {', '.join(card.id for card in cards)}",
+        )
+    if adapters:
+        say(f"no --model: measuring {choice[0]}, the only adapter that is served")
+    return choice[0]
+
+
+def _parent(card: Model) -> str:
+    """The base below an adapter; vLLM and SGLang say it as our door does."""
+    return str((card.model_extra or {}).get("parent") or "")
+
+
+def _served_models(url: str, client: openai.OpenAI) -> tuple[Model, ...]:
+    """What `/v1/models` lists, in the server's order."""
     try:
-        names = tuple(model.id for model in client.models.list())
+        cards = tuple(card for card in client.models.list() if card.id)
     except (openai.APIConnectionError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
         reason = error.__cause__ or error
         raise EndpointError(
@@ -99,9 +127,9 @@ def _served_models(url: str, client: openai.OpenAI) -> tuple[str, ...]:
         ) from None
     except (openai.OpenAIError, ValueError, AttributeError, TypeError) as error:
         raise EndpointError(f"{url}/v1/models is no list of models: {type(error).__name__}") from None
-    if not names:
+    if not cards:
         raise EndpointError(f"{url} serves no model")
-    return names
+    return cards
 
 
 def _is_known(client: openai.OpenAI, name: str) -> bool:

@@ -32,6 +32,8 @@ class Behaviour:
     """What a request that is not streamed is answered."""
     nats: float | None = None
     """How surprised it is by any token that it is asked to score; None: it has no scoring verb."""
+    parent: str = ""
+    """Of an adapter its base."""
 
 
 STEADY = Behaviour(ttft_s=0.04, itl_s=0.02)
@@ -49,6 +51,7 @@ class StreamingServer:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     """The `Authorization` of each."""
+    owner: str = "test"
     in_flight: int = 0
     most_in_flight: int = 0
     url: str = ""
@@ -57,7 +60,10 @@ class StreamingServer:
     async def models(self, request: web.Request) -> web.Response:
         if "secret" in self.behaviours and request.headers.get("Authorization") != "Bearer sesame":
             return web.json_response({"error": {"message": "no"}}, status=401)
-        data = [{"id": name, "object": "model", "created": 0, "owned_by": "test"} for name in self.behaviours]
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": self.owner, "parent": how.parent or None}
+            for name, how in self.behaviours.items()
+        ]
         return web.json_response({"object": "list", "data": data})
 
     async def model(self, request: web.Request) -> web.Response:

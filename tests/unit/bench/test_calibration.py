@@ -61,13 +61,13 @@ def test_what_says_nothing_is_no_measurement(make_level) -> None:
 @pytest.mark.timing
 def test_a_server_against_itself(separate_server) -> None:
     block = BlockLoad(concurrency=4, duration_s=0.3, output_tokens=4)
-    calibrate(separate_server, pairs=5, block=block)
-    known = read_calibration(describe(resolve(separate_server)))
+    calibrate(separate_server, model="truth", pairs=5, block=block)
+    known = read_calibration(describe(resolve(separate_server, "truth")))
     assert len(known.measurements) == 10
     rows = expected_noise(known, 0.05, 0.05)
     assert [row.metric for row in rows] == ["TTFT p50 ms", "TPOT p50 ms", "E2E p50 ms", "output tokens/s"]
     assert all(0 < row.pair_noise < 0.5 and row.pairs >= 7 for row in rows)
-    calibrate(separate_server, pairs=4, block=block)
+    calibrate(separate_server, model="truth", pairs=4, block=block)
     assert len(read_calibration(known.testbed).measurements) == 18
 
 

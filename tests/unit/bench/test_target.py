@@ -31,12 +31,32 @@ def test_url_file_and_run_directory_are_the_same_server(server, tmp_path) -> Non
 
 def test_models_are_checked(server, behaviour) -> None:
     server.behaviours["other"] = behaviour()
-    assert resolve(server.url).models == ("steady",)
+    with pytest.raises(EndpointError, match="serves 2 models") as caught:
+        resolve(server.url)
+    assert caught.value.hint == "say which with --model: steady, other"
     assert resolve(server.url, "other").models == ("other",)
     assert resolve(server.url, "other, steady").model == "other,steady"
     with pytest.raises(EndpointError, match="no model 'sql'") as caught:
         resolve(server.url, "sql")
     assert caught.value.hint == "it serves: steady, other"
+
+
+def test_without_a_name_it_is_the_adapter_that_is_measured_not_its_base(server, behaviour, capsys) -> None:
+    assert resolve(server.url).models == ("steady",)
+    assert capsys.readouterr().err == ""
+    server.behaviours["sql"] = behaviour(parent="steady")
+    assert resolve(server.url).models == ("sql",)
+    assert "no --model: measuring sql, the only adapter" in capsys.readouterr().err
+    assert resolve(server.url, "steady").models == ("steady",)
+    server.behaviours["mail"] = behaviour(parent="steady")
+    with pytest.raises(EndpointError, match="serves 2 adapters") as caught:
+        resolve(server.url)
+    assert caught.value.hint == "say which with --model: steady, sql, mail"
+
+
+def test_sglangs_own_server_lists_adapters_that_it_does_not_answer_with(server, behaviour) -> None:
+    server.behaviours["sql"], server.owner = behaviour(parent="steady"), "sglang"
+    assert resolve(server.url).models == ("steady",)
 
 
 def test_a_version_is_a_name_too_although_it_is_not_listed(server) -> None:
@@ -52,9 +72,9 @@ def test_keys_come_from_the_environment(server, behaviour, monkeypatch, tmp_path
     with pytest.raises(EndpointError, match="SESAME holds no key"):
         resolve(server.url, key_env="SESAME")
     monkeypatch.setenv("SESAME", "sesame")
-    assert resolve(server.url, key_env="SESAME").key == "sesame"
+    assert resolve(server.url, "steady", key_env="SESAME").key == "sesame"
     write_endpoint(_endpoint(server.url, key_env="SESAME"), tmp_path / "endpoint.json")
-    assert resolve(str(tmp_path)).key == "sesame"
+    assert resolve(str(tmp_path), "steady").key == "sesame"
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def compare(
     candidate
         What to judge, of the same kind.
     model
-        Of servers: the name to send. Default: the first that the server lists.
+        Of servers: the name to send. Default: the only adapter that is served, or the only model where there is none.
     candidate_model
         The candidate's, so that two models of one server can be compared. Default: as for the baseline.
     pairs
@@ -203,7 +203,7 @@ def calibrate(
     where
         A server's URL or endpoint.json; or reports of the same thing.
     model
-        Of a server: the name to send. Default: the first that the server lists.
+        Of a server: the name to send. Default: the only adapter that is served, or the only model where there is none.
     pairs
         Of a server: blocks of load a side.
     block
