@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tuneship.bench.compare.again import Pace, decide
 from tuneship.bench.compare.live import Expected
-from tuneship.bench.compare.outputs import COLUMNS, cells, commands
+from tuneship.bench.compare.outputs import COLUMNS, cells
 from tuneship.core.report import Comparison, EvalResult, LoadResult, NllResult, Percentiles
 
 _PIPE_WIDTH = 140
@@ -49,15 +50,15 @@ def show_nll(results: Sequence[NllResult]) -> None:
     _print(table)
 
 
-def show_comparison(rows: Sequence[Comparison]) -> None:
-    """One line a metric, and below them what to run where they cannot tell."""
+def show_comparison(rows: Sequence[Comparison], pace: Pace | None = None) -> None:
+    """One line a metric, and below them what to run where they cannot tell, and how long that takes at this `pace`."""
     table = _table(*COLUMNS)
     styles = {"regressed": "red", "cannot tell": "yellow"}
     for row in rows:
         table.add_row(*(escape(cell) for cell in cells(row, brief=True)), style=styles.get(row.verdict))
     _print(table)
-    for command in commands(rows):
-        print(f"to decide: {command}")
+    for command in decide(row.next_step for row in rows):
+        print(f"to decide{f', in {pace.of(command)}' if pace else ''}: {command}")
 
 
 def show_calibration(rows: Sequence[Expected]) -> None:

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tuneship.bench.compare.again import Again
 from tuneship.bench.compare.commands import BlockLoad, Questions
 from tuneship.bench.compare.commands import compare as compare_verb
 from tuneship.bench.compare.live import Pair, log_ratios, measure_pairs, weigh_pairs
@@ -18,8 +19,8 @@ A, B = Target("http://a", "", ("m",)), Target("http://b", "", ("m",))
 METRICS = ["TTFT p50 ms", "TPOT p50 ms", "E2E p50 ms", "output tokens/s"]
 
 
-def compare_pairs(pairs, margin: float, command: str = ""):
-    return judge(weigh_pairs(pairs, margin, command=command))
+def compare_pairs(pairs, margin: float, again: Again | None = None):
+    return judge(weigh_pairs(pairs, margin, again=again))
 
 
 def _pairs(make_level, slower: float, count: int = 12) -> list[Pair]:
@@ -53,7 +54,8 @@ def test_verdicts(make_level, slower: float, verdict: str) -> None:
 
 
 def test_few_pairs_cannot_tell_and_say_how_many_can(make_level) -> None:
-    for row in compare_pairs(_pairs(make_level, 1.02, 4), 0.05, "tuneship bench compare a b"):
+    again = Again("tuneship bench compare a b", limit=200, pairs=4, asks=False)
+    for row in compare_pairs(_pairs(make_level, 1.02, 4), 0.05, again):
         assert (row.verdict, row.next_step, row.ci) == ("cannot tell", "tuneship bench compare a b --pairs 5", None)
         assert row.reason == "too few for an interval, the margin is 0.05"
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -163,20 +164,21 @@ def compare(
     if all(are_servers):
         a, b = resolve(baseline, model, key_env), resolve(candidate, candidate_model or model, key_env)
         plan = servers.Plan(_load_plan(block), pairs, _tasks(questions), questions.nll, questions.limit)
-        command = shlex.join(
-            ["tuneship", "bench", "compare", baseline, candidate, *_given(block, model, candidate_model)]
-        )
-        rows = servers.compare(a, b, plan, margins, alpha, command, out)
+        named = {"model": model, "candidate_model": candidate_model, "key_env": key_env}
+        judged = {"latency_margin": latency_margin, "quality_margin": quality_margin, "nll_margin": nll_margin}
+        given = _given(asdict(block) | asdict(questions) | named | judged | {"alpha": alpha})
+        command = shlex.join(["tuneship", "bench", "compare", baseline, candidate, *given])
+        rows, pace = servers.compare(a, b, plan, margins, alpha, command, out)
     else:
         before, after = _read(Path(baseline)), _read(Path(candidate))
         known = read_calibration(before.report.testbed)
         found = stored.weigh(before, after, margins, known, alpha, allow_different_testbeds=allow_different_testbeds)
-        rows = judge(found, alpha)
+        rows, pace = judge(found, alpha), None
         if html:
             from tuneship.bench.report.page import write_comparison_html  # noqa: PLC0415 - 2 s of altair
 
             write_comparison_html(rows, before, after, html)
-    tables.show_comparison(rows)
+    tables.show_comparison(rows, pace)
     if junit:
         outputs.write_junit(rows, junit)
     if markdown:
@@ -263,12 +265,14 @@ def _tasks(questions: Questions) -> tuple[Task, ...]:
     return (Task(questions.task, data, questions.limit, questions.max_tokens),)
 
 
-def _given(block: BlockLoad, model: str, candidate_model: str) -> list[str]:
-    """The options that say what is measured, as far as they are not the usual ones."""
-    usual = asdict(BlockLoad())
-    chosen = {name: value for name, value in asdict(block).items() if value != usual[name]}
-    chosen |= {name: value for name, value in (("model", model), ("candidate_model", candidate_model)) if value}
-    return [word for name, value in chosen.items() for word in (f"--{name.replace('_', '-')}", f"{value}")]
+def _given(options: Mapping[str, object]) -> list[str]:
+    """Of `options` those that say what is measured and judged, as far as they are not the usual ones."""
+    names = inspect.signature(compare).parameters
+    usual = {name: names[name].default for name in options if name in names}
+    usual |= asdict(BlockLoad()) | asdict(Questions())
+    chosen = {name: value for name, value in options.items() if value != usual[name] and name != "limit"}
+    written = {name: f"{value:g}" if isinstance(value, float) else str(value) for name, value in chosen.items()}
+    return [word for name, value in written.items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
 def _one_testbed(reports: Sequence[Report]) -> Testbed:

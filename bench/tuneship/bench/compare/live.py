@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tuneship.bench.compare.again import Again
 from tuneship.bench.compare.calibration import Calibration, load_key
 from tuneship.bench.compare.metrics import LOAD_METRICS, Metric
 from tuneship.bench.compare.statistics import detectable, pairs_needed, sign_flip
@@ -74,7 +75,9 @@ def plan_pairs(calibration: Calibration, level: LoadResult, margin: float, alpha
     return min(MOST_PAIRS, max(FEWEST_PAIRS, *expected)) if expected else USUAL_PAIRS
 
 
-def weigh_pairs(pairs: Sequence[Pair], margin: float, alpha: float = 0.05, command: str = "") -> list[Evidence]:
+def weigh_pairs(
+    pairs: Sequence[Pair], margin: float, alpha: float = 0.05, again: Again | None = None
+) -> list[Evidence]:
     """What the pairs say of median TTFT, TPOT, E2E and throughput.
 
     A pair during which the client lagged says nothing about the servers and is set aside whole; when that is more than
@@ -84,14 +87,14 @@ def weigh_pairs(pairs: Sequence[Pair], margin: float, alpha: float = 0.05, comma
         pairs: in the order in which they were measured.
         margin: the share by which each metric may be worse.
         alpha: of each one-sided test and bound.
-        command: what, with other `--pairs`, would measure again.
+        again: what would measure the same with more pairs.
 
     """
     kept = [pair for pair in pairs if pair.a.client.valid and pair.b.client.valid]
     doubt = next((found for pair in pairs if (found := _failed(pair))), "")
     if not doubt and len(kept) * 2 < len(pairs):
         doubt = f"the client was the bottleneck in {len(pairs) - len(kept)} of {len(pairs)} pairs"
-    return [_weigh(metric, kept, margin, alpha, doubt, command) for metric in LOAD_METRICS]
+    return [_weigh(metric, kept, margin, alpha, doubt, again) for metric in LOAD_METRICS]
 
 
 def log_ratios(metric: Metric, pairs: Sequence[Pair]) -> list[float]:
@@ -101,7 +104,9 @@ def log_ratios(metric: Metric, pairs: Sequence[Pair]) -> list[float]:
     return known if len(known) == len(found) else []
 
 
-def _weigh(metric: Metric, pairs: Sequence[Pair], margin: float, alpha: float, doubt: str, command: str) -> Evidence:
+def _weigh(
+    metric: Metric, pairs: Sequence[Pair], margin: float, alpha: float, doubt: str, again: Again | None
+) -> Evidence:
     ratios = log_ratios(metric, pairs)
     if doubt or not ratios:
         return Evidence(metric.name, None, None, margin, doubt=doubt or "one side has no figure")
@@ -120,7 +125,7 @@ def _weigh(metric: Metric, pairs: Sequence[Pair], margin: float, alpha: float, d
         p=test.p,
         pairs=len(pairs),
         detectable=math.expm1(min(detectable(sd, len(pairs), alpha), 700)),
-        next_step=f"{command} --pairs {needed}".strip(),
+        next_step=again.of_pairs(needed) if again else "",
     )
 
 

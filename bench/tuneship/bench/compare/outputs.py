@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+from tuneship.bench.compare.again import is_command
 from tuneship.core.files import write_atomic
 from tuneship.core.report import Comparison
 
 COLUMNS = ("metric", "baseline", "candidate", "worse by", "interval", "detectable", "verdict")
-_PAIRS = " --pairs "
-"""How the commands of a live comparison end."""
 
 
 def write_junit(rows: Sequence[Comparison], path: Path) -> None:
@@ -36,20 +35,10 @@ def write_markdown(rows: Sequence[Comparison], path: Path) -> None:
     write_atomic(path, "\n".join(lines) + "\n")
 
 
-def commands(rows: Sequence[Comparison]) -> list[str]:
-    """What to run to decide, each once: of commands that differ in their pairs alone, the one with the most."""
-    most: dict[str, int] = {}
-    for row in rows:
-        command, found, pairs = row.next_step.partition(_PAIRS)
-        if found:
-            most[command] = max(most.get(command, 0), int(pairs))
-    return [f"{command}{_PAIRS}{pairs}" for command, pairs in most.items()]
-
-
 def cells(row: Comparison, *, brief: bool = False) -> tuple[str, ...]:
     """What `COLUMNS` names; two stored reports have no interval, so how much worse is their plain ratio.
 
-    A `brief` verdict leaves out what `commands` has.
+    A `brief` verdict leaves out a command: on a terminal one decides all (`again.decide`).
     """
     interval = f"{_effect(row, row.ci[0])} .. {_effect(row, row.ci[1])}" if row.ci else "-"
     plain = f"x {row.ratio:.3f}" if row.ratio is not None else "-"
@@ -60,7 +49,7 @@ def cells(row: Comparison, *, brief: bool = False) -> tuple[str, ...]:
 
 def _sentence(row: Comparison, *, brief: bool = False) -> str:
     parts = f"{row.verdict}: {row.reason}" if row.reason else row.verdict
-    left_out = not row.next_step or (brief and _PAIRS in row.next_step)
+    left_out = not row.next_step or (brief and is_command(row.next_step))
     return parts if left_out else f"{parts} (to decide: {row.next_step})"
 
 

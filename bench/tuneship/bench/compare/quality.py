@@ -14,6 +14,7 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 
 from scipy import stats  # type: ignore[import-untyped]
 
+from tuneship.bench.compare.again import Again
 from tuneship.bench.compare.paired import Paired, compare_nll, compare_scores
 from tuneship.bench.compare.statistics import detectable_at
 from tuneship.bench.compare.verdict import Evidence
@@ -38,14 +39,21 @@ class Side(NamedTuple, Generic[_Result]):
         return self.folder / self.result.items_file
 
 
-def weigh_scores(a: Side[EvalResult], b: Side[EvalResult] | None, margin: float, alpha: float) -> Evidence:
-    """One task; effect and `margin` in points of score (0..1). McNemar or a bootstrap over paired items."""
+def weigh_scores(
+    a: Side[EvalResult], b: Side[EvalResult] | None, margin: float, alpha: float, again: Again | None = None
+) -> Evidence:
+    """One task; effect and `margin` in points of score (0..1). McNemar or a bootstrap over paired items.
+
+    `again` would ask more of them.
+    """
     name = f"{a.result.task} {Path(a.result.data).name} ({a.result.role})"
     if b is None:
         return _doubtful(name, a.result.score, None, margin, "points", "the candidate was not measured so")
     doubt = _thin(a.result, "baseline") or _thin(b.result, "candidate")
     if doubt:
-        return _doubtful(name, a.result.score, b.result.score, margin, "points", doubt)
+        few = not a.result.errors and not b.result.errors
+        step = _next(FEWEST_ITEMS, "items", a.result.items, a.result.data, again) if few and again else ""
+        return _doubtful(name, a.result.score, b.result.score, margin, "points", doubt, step)
     items_a, items_b = _items(a), _items(b)
     if not items_a or not items_b:
         found = _unpaired(a.result, b.result, alpha)
@@ -53,29 +61,32 @@ def weigh_scores(a: Side[EvalResult], b: Side[EvalResult] | None, margin: float,
         return _doubtful(name, a.result.score, b.result.score, margin, "points", "the items are not the same")
     else:
         found = compare_scores([item.score for item in items_a], [item.score for item in items_b], alpha)
-    step = f"about {_items_needed(found, margin)} items"
+    step = _next(_items_needed(found, margin), "items", a.result.items, a.result.data, again)
     return Evidence(name, a.result.score, b.result.score, margin, "points", *found, next_step=step)
 
 
-def weigh_nll(a: Side[NllResult], b: Side[NllResult] | None, margin: float, alpha: float) -> Evidence:
-    """One file of held-out text; effect and `margin` in nats per token, rows as clusters."""
+def weigh_nll(
+    a: Side[NllResult], b: Side[NllResult] | None, margin: float, alpha: float, again: Again | None = None
+) -> Evidence:
+    """One file of held-out text; effect and `margin` in nats per token, rows as clusters. `again`: as above."""
     name = f"nll {Path(a.result.data).name} ({a.result.role})"
     if b is None:
         return _doubtful(name, a.result.nll, None, margin, "nats", "the candidate was not measured so")
     rows_a, rows_b = _rows(a), _rows(b)
     tokens = [int(row["tokens"]) for row in rows_a]
-    doubt = ""
+    doubt = step = ""
     if not rows_a or not rows_b:
         doubt = "the rows' own figures are gone"
     elif tokens != [row["tokens"] for row in rows_b]:
         doubt = "the rows are not the same"
     elif len(tokens) < FEWEST_ITEMS:
         doubt = f"{len(tokens)} rows, {FEWEST_ITEMS} are needed"
+        step = _next(FEWEST_ITEMS, "rows", len(tokens), a.result.data, again) if again else ""
     if doubt:
-        return _doubtful(name, a.result.nll, b.result.nll, margin, "nats", doubt)
+        return _doubtful(name, a.result.nll, b.result.nll, margin, "nats", doubt, step)
     sums_a, sums_b = ([row["nll"] * row["tokens"] for row in rows] for rows in (rows_a, rows_b))
     found = compare_nll(sums_a, sums_b, tokens, alpha)
-    step = f"about {_items_needed(found, margin)} rows"
+    step = _next(_items_needed(found, margin), "rows", len(tokens), a.result.data, again)
     return Evidence(name, a.result.nll, b.result.nll, margin, "nats", *found, next_step=step)
 
 
@@ -111,7 +122,15 @@ def _rows(side: Side[NllResult]) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
+def _next(needed: int, what: str, asked: int, data: str, again: Again | None) -> str:
+    """The command that asks so many; in words, where there is none, or the file has no more than were `asked`."""
+    if again and asked >= again.limit:
+        return again.of_items(needed)
+    there_are = f", and {Path(data).name} has {asked}: add to it" if again else ""
+    return f"about {needed} {what}{there_are}"
+
+
 def _doubtful(
-    name: str, a: float, b: float | None, margin: float, unit: Literal["points", "nats"], doubt: str
+    name: str, a: float, b: float | None, margin: float, unit: Literal["points", "nats"], doubt: str, step: str = ""
 ) -> Evidence:
-    return Evidence(name, a, b, margin, unit, doubt=doubt)
+    return Evidence(name, a, b, margin, unit, doubt=doubt, next_step=step)

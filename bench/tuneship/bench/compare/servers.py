@@ -1,6 +1,7 @@
 """Two servers, or two models of one: everything that is asked of both, and the verdicts.
 
-    rows = compare(a, b, Plan(load, pairs=12), Margins(), alpha=0.05, command="tuneship bench compare A B", out=None)
+    found = compare(a, b, Plan(load, pairs=12), Margins(), alpha=0.05, command="tuneship bench compare A B", out=None)
+    found.rows, found.pace
 
 Speed is measured in pairs of blocks (`live.py`); then both answer the same items and score the same rows.
 """
@@ -11,6 +12,7 @@ import json
 import shlex
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import NamedTuple
 
 from tuneship.bench import testbed
 from tuneship.bench.compare import live
+from tuneship.bench.compare.again import Again, Pace
 from tuneship.bench.compare.calibration import measurement, read_calibration
 from tuneship.bench.compare.live import Pair
 from tuneship.bench.compare.quality import Side, weigh_nll, weigh_scores
@@ -44,7 +47,15 @@ class Plan(NamedTuple):
     tasks: tuple[Task, ...] = ()
     nll: str = ""
     """A file of held-out rows; empty: none."""
-    nll_limit: int = 200
+    limit: int = 200
+    """Items of a task, and rows of `nll`, at most."""
+
+
+class Compared(NamedTuple):
+    """Every metric's verdict, and how long it took."""
+
+    rows: list[Comparison]
+    pace: Pace
 
 
 class _Answered(NamedTuple):
@@ -55,8 +66,10 @@ class _Answered(NamedTuple):
 
 def compare(
     a: Target, b: Target, plan: Plan, margins: Margins, alpha: float, command: str, out: Path | None
-) -> list[Comparison]:
+) -> Compared:
     """Measure both sides and judge every metric; with `out`, keep a report, the blocks and the answers.
+
+    `command` is what measures this again, but for `--limit` and `--pairs`.
 
     Raises:
         TuneshipError: `out` holds a report already.
@@ -68,12 +81,17 @@ def compare(
         raise TuneshipError(f"{out} already holds a report", hint="name another folder with --out")
     with nullcontext(str(out)) if out else tempfile.TemporaryDirectory() as kept:
         folder = Path(kept)
+        began = time.monotonic()
         pairs = measure(a, b, plan, alpha, margins.latency)
-        answered = _ask(a, b, plan, margins, alpha, folder)
-        rows = judge([*live.weigh_pairs(pairs, margins.latency, alpha, command), *answered.evidence], alpha)
+        measured = time.monotonic()
+        again = Again(command, plan.limit, len(pairs), asks=bool(plan.tasks or plan.nll))
+        answered = _ask(a, b, plan, margins, alpha, again, folder)
+        items = max([1, *(one.items for one in answered.evals), *(one.rows for one in answered.nlls)])
+        pace = Pace((measured - began) / len(pairs), (time.monotonic() - measured) / items)
+        rows = judge([*live.weigh_pairs(pairs, margins.latency, alpha, again), *answered.evidence], alpha)
         if out:
             _write(a, b, pairs, rows, answered, folder)
-    return rows
+    return Compared(rows, pace)
 
 
 def measure(a: Target, b: Target, plan: Plan, alpha: float, margin: float) -> list[Pair]:
@@ -93,16 +111,16 @@ def measure(a: Target, b: Target, plan: Plan, alpha: float, margin: float) -> li
     )
 
 
-def _ask(a: Target, b: Target, plan: Plan, margins: Margins, alpha: float, folder: Path) -> _Answered:
+def _ask(a: Target, b: Target, plan: Plan, margins: Margins, alpha: float, again: Again, folder: Path) -> _Answered:
     found = _Answered([], [], [])
     sides = (a, folder / "baseline"), (b, folder / "candidate")
     for task in plan.tasks:
         before, after = (Side(evaluate(target, task, place), place) for target, place in sides)
-        found.evidence.append(weigh_scores(before, after, margins.quality, alpha))
+        found.evidence.append(weigh_scores(before, after, margins.quality, alpha, again))
         found.evals.extend(one for side in (before, after) for one in moved([side.result], side.folder, folder))
     if plan.nll:
-        first, second = (Side(measure_nll(target, plan.nll, place, plan.nll_limit), place) for target, place in sides)
-        found.evidence.append(weigh_nll(first, second, margins.nll, alpha))
+        first, second = (Side(measure_nll(target, plan.nll, place, plan.limit), place) for target, place in sides)
+        found.evidence.append(weigh_nll(first, second, margins.nll, alpha, again))
         found.nlls.extend(one for side in (first, second) for one in moved([side.result], side.folder, folder))
     return found
 
