@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tuneship.core.errors import EngineError, TuneshipError
+from tuneship.core.progress import say
 from tuneship.serve.assembly import Parts, describe
 from tuneship.serve.deploy import DRAIN_S, Deployer, refuse_adapters
 from tuneship.serve.registry import Version
@@ -106,12 +107,13 @@ class _Verbs:
 
     async def load(self, request: Request, actor: str) -> Any:
         asked = await _read(request, _Load)
-        deployer = self._deployer
-        return self._described(
-            await deployer.load(
-                Path(asked.path), alias=asked.alias, weight=asked.weight, pinned=asked.pinned, actor=actor
-            )
-        )
+        deployer, path = self._deployer, Path(asked.path)
+        try:
+            loaded = await deployer.load(path, alias=asked.alias, weight=asked.weight, pinned=asked.pinned, actor=actor)
+        except TuneshipError as error:
+            say(_one_line(f"warning: {path} was not loaded: {error.message}{f' ({error.hint})' if error.hint else ''}"))
+            raise
+        return self._described(loaded)
 
     async def promote(self, request: Request, actor: str) -> Any:
         return self._described(self._deployer.promote(_name(request), actor=actor))
@@ -136,6 +138,11 @@ class _Verbs:
 
     def _described(self, version: Version) -> dict[str, Any]:
         return describe(version, self._parts.routes)
+
+
+def _one_line(text: str) -> str:
+    """For the server's log, whatever a file's name or settings hold."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def _name(request: Request) -> str:

@@ -154,6 +154,19 @@ async def test_errors_come_out_as_their_own_kind(admin, world, adapters):
     await fails(RecipeError, verbs.weigh, "sql", "nan")
 
 
+async def test_a_refused_load_stands_in_the_servers_log_in_one_line(ask, make_adapter, capsys):
+    odd = make_adapter("odd", config={"use_dora": True, "bias": "all"})
+    status, said = await ask("POST", "/admin/adapters", json={"path": str(odd)})
+    assert status == 409
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "odd" in line]
+    assert line.startswith(f"warning: {odd} was not loaded: adapter 'odd' cannot be served, for 2 reasons")
+    assert "SGLang has no DoRA" in line
+    assert said["error"]["hint"].splitlines()[0] in line
+    await ask("POST", "/admin/adapters", json={"path": "/no\x1b[31mwhere\nwarning: all is well"})
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert "\x1b" not in line
+
+
 @pytest.mark.parametrize("name", ["sql@0123456789ab#1", "sql?x=", "sql?", "sql#"])
 async def test_a_name_stays_a_name_in_the_address(admin, world, adapters, name):
     await world.deployer.load(adapters[0], alias="sql")
