@@ -23,7 +23,8 @@ def parse(tokens: Sequence[str]) -> dict[str, str]:
         key, equals, value = token.removeprefix("--").partition("=")
         if not equals:
             if not rest:
-                raise RecipeError(f"{token} needs a value")
+                hint = "recipe keys look like --lora.rank 8; what else there is: --help of this verb"
+                raise RecipeError(f"{token} needs a value", hint=hint)
             value = rest.pop(0)
         found[key] = value
     return found

@@ -63,24 +63,14 @@ class Pipeline:
 
     def train(self, source: ModelSource, base: Base) -> Artifact:
         """The adapter, or the checkpoint of full training."""
-        data = self.recipe.data
-        identity = input_id(
-            "train",
-            _VERSION["train"],
-            self.recipe,
-            ("model", "quantization", "data", "lora", "train"),
-            (
-                base.weights_sha256,
-                checkpoint.tokenizer_sha256(source.path),
-                sha256_text(checkpoint.chat_template(source.path)),
-                data_sha256(data.train),
-                data_sha256(data.heldout),
-                *([f"smoke {self.smoke}"] if self.smoke else []),
-            ),
-        )
         inputs = {"resume": "yes"} if self.resume else {}
         inputs |= {"smoke": str(self.smoke)} if self.smoke else {}
-        return self._sealed("train", "merged" if self.recipe.train.method == "full" else "adapter", identity, inputs)
+        kind: Kind = "merged" if self.recipe.train.method == "full" else "adapter"
+        return self._sealed("train", kind, self._train_id(source, base), inputs)
+
+    def trained(self, source: ModelSource, base: Base) -> Path | None:
+        """What `train` would keep instead of training."""
+        return self.run.output("train", self._train_id(source, base))
 
     def merge(self, base: Base, adapter: Artifact) -> Artifact:
         """The merged checkpoint, whose parity passed (or was forced); full training made one already."""
@@ -133,6 +123,23 @@ class Pipeline:
         with StageProcess(self._job("serve", "", inputs), "tuneship.serve", grace_s) as server:
             server.wait_for(self.run.endpoint)
             yield server
+
+    def _train_id(self, source: ModelSource, base: Base) -> str:
+        data = self.recipe.data
+        return input_id(
+            "train",
+            _VERSION["train"],
+            self.recipe,
+            ("model", "quantization", "data", "lora", "train"),
+            (
+                base.weights_sha256,
+                checkpoint.tokenizer_sha256(source.path),
+                sha256_text(checkpoint.chat_template(source.path)),
+                data_sha256(data.train),
+                data_sha256(data.heldout),
+                *([f"smoke {self.smoke}"] if self.smoke else []),
+            ),
+        )
 
     def _has_quality(self, served: Artifact) -> bool:
         return bool(self.recipe.bench.eval) or (served.evidence / REFERENCE_FILE).is_file()

@@ -11,16 +11,15 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from tuneship.cli import closing, summary
+from tuneship.cli import dry_run as dry
 from tuneship.cli import overrides as dotted
-from tuneship.cli.console import out
 from tuneship.cli.pipeline import Pipeline, Target, identify
 from tuneship.cli.settling import settle
-from tuneship.core import extras, hardware, model_source, recipe_file
+from tuneship.core import extras, recipe_file
 from tuneship.core.artifact import Artifact, open_artifact
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import write_atomic
 from tuneship.core.progress import say
-from tuneship.core.recipe import Recipe
 from tuneship.core.report import read_report
 from tuneship.core.rundir import RunDir, locked
 
@@ -70,7 +69,7 @@ def up(
     run
         The run directory (default: runs/NAME, as the recipe names itself).
     dry_run
-        Print the resolved recipe and the plan, and do nothing.
+        Print the resolved recipe, the plan and what would be done, and do nothing.
     force
         Keep a merged checkpoint that failed parity; the failure is recorded in its evidence.
     resume
@@ -83,18 +82,18 @@ def up(
     resolved = recipe_file.load(recipe, dotted.parse(overrides))
     if resolved.bench.gate.baseline:
         read_report(Path(resolved.bench.gate.baseline))  # before hours of training
-    if dry_run:
-        out.print(recipe_file.dump(resolved), markup=False, highlight=False, soft_wrap=True)
-        _print_plan(resolved)
-        return
     until = "train" if smoke else until
-    extras.require(*_ROOMS[until])
     folder = run or Path("runs") / (f"{resolved.name}-smoke" if smoke else resolved.name)
+    forgotten = _STAGES[_STAGES.index(from_) :] if from_ else ()
+    if dry_run:
+        dry.show(Pipeline(RunDir(folder.resolve()), resolved, force, resume, smoke), until, forgotten)
+        return
+    extras.require(*_ROOMS[until])
     with locked(RunDir(folder.resolve())) as held:
         say(f"run {folder}")  # before the first stage has loaded its libraries
         recipe_file.save(resolved, held.recipe)
         write_atomic(held.path / "command.txt", shlex.join(["tuneship", *sys.argv[1:]]) + "\n")
-        held.forget(_STAGES[_STAGES.index(from_) :] if from_ else ())
+        held.forget(forgotten)
         work = Pipeline(held, resolved, force, resume, smoke)
         _go(work, until, keep_serving=keep_serving)
 
@@ -103,6 +102,7 @@ def train(
     recipe: Path,
     *overrides: Overrides,
     run: Path | None = None,
+    dry_run: bool = False,
     resume: bool = False,
     smoke: Smoke = 0,
 ) -> None:
@@ -116,6 +116,8 @@ def train(
         Any recipe key: --lora.rank 8 --train.steps 20.
     run
         The run directory (default: runs/NAME, as the recipe names itself).
+    dry_run
+        Print the resolved recipe, the plan and what would be done, and do nothing.
     resume
         Go on from the last checkpoint of a training that was stopped; the recipe and its data must be the same.
     smoke
@@ -123,7 +125,7 @@ def train(
         unless the loss falls.
 
     """
-    up(recipe, *overrides, until="train", run=run, resume=resume, smoke=smoke)
+    up(recipe, *overrides, until="train", run=run, dry_run=dry_run, resume=resume, smoke=smoke)
 
 
 def merge(run: Path, *, force: bool = False) -> None:
@@ -158,7 +160,7 @@ def plan(recipe: Path, *overrides: Overrides) -> None:
         Any recipe key: --lora.rank 8 --train.steps 20.
 
     """
-    _print_plan(recipe_file.load(recipe, dotted.parse(overrides)))
+    dry.show_plan(recipe_file.load(recipe, dotted.parse(overrides)))
 
 
 def _go(work: Pipeline, until: Until, *, keep_serving: bool) -> None:
@@ -218,14 +220,3 @@ def _close(work: Pipeline, target: Target, adapter: Artifact) -> None:
             nll_margin=gate.nll_margin,
             alpha=gate.alpha,
         )
-
-
-def _print_plan(recipe: Recipe) -> None:
-    from tuneship.serve import choice  # noqa: PLC0415 - not for `--help`
-    from tuneship.train.commands import make_plan  # noqa: PLC0415 - loads transformers
-
-    summary.show_plan(make_plan(recipe).table())
-    source = model_source.resolve(recipe.model.id, recipe.model.revision)
-    decision = choice.decide(recipe, source, hardware.detect())
-    summary.show_serving(decision)
-    choice.require(decision, recipe, source, hardware.detect())

@@ -150,6 +150,15 @@ def test_settings_that_are_missing(make_adapter, check):
         check(path)
 
 
+def test_a_path_that_is_no_directory_is_told_what_an_adapter_is(make_adapter, check, tmp_path):
+    weights = make_adapter("sql") / "adapter_model.safetensors"
+    for path, says in ((tmp_path / "nosuch", "there is no "), (weights, "is a file")):
+        with pytest.raises(ArtifactError, match=says) as caught:
+            check(path)
+        assert "a directory with adapter_config.json and adapter_model.safetensors" in caught.value.hint
+        assert "runs/NAME" in caught.value.hint
+
+
 def test_the_folder_around_an_adapter(make_adapter, check):
     path = make_adapter("sql")
     with pytest.raises(ArtifactError, match=r"has no adapter_config\.json") as caught:

@@ -35,10 +35,16 @@ def find(folder: Path) -> Files:
     """The adapter's files in `folder`.
 
     Raises:
-        ArtifactError: one of the two is not there, or is no file.
+        ArtifactError: there is no such directory; or one of the two is not there, or is no file.
         PreflightError: its weights are pickled, or one of its files lies outside the directory.
 
     """
+    if not folder.is_dir():
+        raise ArtifactError(
+            f"{folder} is a file" if folder.exists() else f"there is no {folder} on the server's machine",
+            hint=f"an adapter is a directory with {CONFIG} and {WEIGHTS}, such as runs/NAME/artifacts/adapter-ID; "
+            "runs/NAME itself stands for the adapter that it trained last",
+        )
     for name in (CONFIG, WEIGHTS, *TOKENIZER, *TEMPLATE):
         _refuse_strangers(folder, folder / name)
     if not (folder / CONFIG).is_file():
