@@ -47,6 +47,7 @@ AREAS = (
             *(f"{_TRAIN}{name}.py" for name in ("fetch", "model", "base", "commands")),
             *(f"{_SERVE}{name}.py" for name in ("catalog", "tensors")),
             f"{_CLI}up.py",
+            f"{_CLI}settling.py",
         ),
     ),
     Area(

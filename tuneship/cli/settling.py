@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tuneship.cli.pipeline import Pipeline
 from tuneship.core import hardware, recipe_file
-from tuneship.core.errors import PlanError
+from tuneship.core.errors import PlanError, PreflightError
 from tuneship.core.files import write_atomic
 from tuneship.core.model_source import ModelSource
 from tuneship.core.progress import say
@@ -27,7 +27,7 @@ def settle(work: Pipeline, source: ModelSource) -> Pipeline:
     memory cannot be planned, or looks too small: that is an estimate, and SGLang decides.
 
     Raises:
-        PreflightError: SGLang would refuse to start.
+        PreflightError: SGLang would refuse to start, or two models would have one name.
         PlanError: `auto` has nothing that fits.
 
     """
@@ -42,6 +42,10 @@ def settle(work: Pipeline, source: ModelSource) -> Pipeline:
             raise
         say(f"the server's memory is not planned: {error.message}")
         return work
+    if decision.mode == "adapters" and recipe.name == source.name:
+        raise PreflightError(
+            f"both the base and the adapter would be called {recipe.name!r}", hint="give the recipe another name"
+        )
     if auto:
         say(f"serve.mode = auto: {describe(decision)}: {decision.reason}")
     elif not decision.plan.fits:

@@ -99,6 +99,27 @@ def read(
     return Catalog("adapters", _all_different([first, *found]), weights, source)
 
 
+def check_names(model: str, *adapters: Path, name: str = "") -> None:
+    """Refuse what `read` would refuse of names: this takes no time, and is asked before a base is built for minutes.
+
+    Raises:
+        ArtifactError: one of `adapters` is none.
+        PreflightError: a name that cannot be served, or two models of one name.
+
+    """
+    path = Path(model)
+    public = name or (artifact.read_manifest(path).name or path.name if artifact.is_artifact(path) else "")
+    first = _checked(_BASE_NAME, public or resolve(model).name, "--name NAME")
+    found = dict.fromkeys(path for folder in adapters for path in _adapters(folder))
+    named = {path: checked_alias(_name_of(path), "rename the directory") for path in found}
+    _all_different(
+        [
+            Entry(first, "", None, path, "", ""),
+            *(Entry(alias, "", None, source, "", "", source) for source, alias in named.items()),
+        ]
+    )
+
+
 def checked_alias(name: str, hint: str = "--alias NAME, of letters, digits, dots, dashes and underscores") -> str:
     """`name`, if adapters may be called so.
 
@@ -137,6 +158,12 @@ def _adapter(path: Path, base: BaseModel, limits: Limits) -> Entry:
     name = checked_alias(checked.name, "rename the directory")
     version = f"{name}@{checked.content_id[:12]}"
     return Entry(name, version, version, checked.path, checked.content_id, base.record.id, path)
+
+
+def _name_of(adapter: Path) -> str:
+    """As preflight calls it."""
+    known = artifact.read_manifest(adapter).name if artifact.is_artifact(adapter) else ""
+    return known or adapter.name
 
 
 def _adapters(folder: Path) -> list[Path]:

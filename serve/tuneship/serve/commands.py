@@ -124,8 +124,9 @@ def serve(
         raise RecipeError(f"{flag}{first['msg'].removeprefix('Value error, ')}") from None
     keyring = Keyring(keys or keys_file())
     model = str(rundir.made(Path(model), "merge", "train"))
-    served = quantized.with_quantization(model, settings)
     name = name or quantized.public_name(model)
+    catalog.check_names(model, *adapters or (), name=name)
+    served = quantized.with_quantization(model, settings)
     log = log or cache_dir() / "logs" / f"serve-{port or os.getpid()}.log"
     with dress(chat_templates.resolve(template, Path.cwd()), log) as dressed:
         found = catalog.read(

@@ -16,6 +16,7 @@ def serve(job: Job) -> Path:
     recipe = job.recipe
     settings = recipe.serve.model_copy(update={"port": int(job.inputs["port"])})
     adapters = [Path(job.inputs["adapters"])] if job.inputs["adapters"] else []
+    catalog.check_names(job.inputs["model"], *adapters, name=job.inputs["name"])
     model = quantized.with_quantization(job.inputs["model"], settings, double=recipe.quantization.double)
     # Its own clients are on this machine: no keys but those that the environment demands.
     keyring = Keyring(job.attempt / "keys.toml")

@@ -104,6 +104,13 @@ def test_what_sglang_would_refuse_ends_before_training(pipeline: Work, source: M
         settling.settle(pipeline(mode="adapters", quantization="nf4", extra_args=["--tp", "2"]), source)
 
 
+def test_an_adapter_that_would_be_called_as_its_base_ends_before_training(pipeline: Work, source, monkeypatch):
+    on(monkeypatch, 16)
+    work = pipeline(mode="adapters")
+    with pytest.raises(PreflightError, match="both the base and the adapter would be called 'recipe'"):
+        settling.settle(work, source._replace(id="bundled:recipe"))
+
+
 def test_the_plan_is_printed_by_its_terms(pipeline: Work, source: ModelSource, capsys):
     card = Hardware((Gpu("a card", 24 * GIB, (8, 9)),), "1", "a processor", 8, 32 * GIB)
     recipe = pipeline(mode="adapters", quantization="nf4").recipe

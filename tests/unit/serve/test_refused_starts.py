@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tuneship.core.errors import ArtifactError, RecipeError
+from tuneship.core.errors import ArtifactError, PreflightError, RecipeError
 from tuneship.core.rundir import RunDir
 from tuneship.serve import commands
 
@@ -58,6 +58,25 @@ def test_a_truncated_adapter(base: Path, seal_adapter, tmp_path: Path):
 def test_each_of_several_places_of_adapters_is_looked_at(base: Path, seal_adapter, make_adapter, tmp_path: Path):
     words = ("--adapters", str(seal_adapter("sql").path), "--adapters", str(make_adapter("sql")))
     assert "two models are called 'sql'" in refused(serve(str(base), *words, cwd=tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "dequantized"])
+def test_names_are_looked_at_before_a_base_is_built(
+    base: Path, make_adapter, tmp_path: Path, monkeypatch, quantization
+):
+    """Which takes minutes."""
+    monkeypatch.setattr("tuneship.serve.quantized.run_job", lambda *_: pytest.fail("a base is built"))
+    one, same = make_adapter("sql"), make_adapter("more/sql")
+    for message, adapters, name in [
+        ("two models are called 'sql'", [one, same], ""),
+        ("'a b' cannot be the name of a served model", [make_adapter("a b")], ""),
+        ("two models are called 'sql'", [one], "sql"),
+        ("cannot be the name of a served model", [one], "a:b"),
+    ]:
+        with pytest.raises(PreflightError, match=message):
+            commands.serve(str(base), adapters=adapters, name=name, quantization=quantization)
+    with pytest.raises(ArtifactError, match="no directory"):
+        commands.serve(str(base), adapters=[tmp_path / "nosuch"], quantization=quantization)
 
 
 def test_a_run_that_merged_nothing(base: Path, seal_adapter, tmp_path: Path):
