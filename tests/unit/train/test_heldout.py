@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tuneship.core.errors import TrainError
 from tuneship.core.recipe import Recipe
@@ -123,8 +126,18 @@ def test_a_tracker_that_is_not_installed_is_said_at_once(monkeypatch):
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(TrainError, match="names trackio, which is not installed") as missing:
         tracking.require(("trackio",))
-    assert missing.value.hint == "pip install trackio"
+    assert missing.value.hint == "pip install trackio 'huggingface-hub<2'"
+    with pytest.raises(TrainError) as missing:
+        tracking.require(("wandb",))
+    assert missing.value.hint == "pip install wandb"
     tracking.require(())
+
+
+def test_what_is_installed_with_a_tracker_is_what_transformers_takes():
+    wanted = Requirement(shlex.split(tracking._PACKAGES["trackio"])[1])
+    known = map(Requirement, metadata.requires("transformers"))
+    (allowed,) = [one for one in known if one.name == wanted.name and not one.marker]
+    assert str(next(s for s in allowed.specifier if s.operator == "<")).removesuffix(".0") == str(wanted.specifier)
 
 
 def test_durations():

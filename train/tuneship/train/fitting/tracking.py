@@ -22,6 +22,10 @@ _TFLOPS = {
 }  # fmt: skip
 
 
+_PACKAGES = {"trackio": "trackio 'huggingface-hub<2'"}
+"""What pip is told where that is more than its name: trackio alone brings a huggingface-hub that transformers refuses."""
+
+
 class Meter:
     """From step to step: tokens a second, share of the card's peak, memory.
 
@@ -76,7 +80,8 @@ def require(trackers: Sequence[str]) -> None:
     """
     for name in trackers:
         if importlib.util.find_spec(name) is None:
-            raise TrainError(f"train.report_to names {name}, which is not installed", hint=f"pip install {name}")
+            packages = _PACKAGES.get(name, name)
+            raise TrainError(f"train.report_to names {name}, which is not installed", hint=f"pip install {packages}")
 
 
 def prepare(trackers: Sequence[str], attempt: Path) -> None:
