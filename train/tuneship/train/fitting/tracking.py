@@ -23,7 +23,7 @@ _TFLOPS = {
 
 
 _PACKAGES = {"trackio": "trackio 'huggingface-hub<2'"}
-"""What pip is told where that is more than its name: trackio alone brings a huggingface-hub that transformers refuses."""
+"""What pip is told where a name is too little: trackio alone brings a huggingface-hub that transformers refuses."""
 
 
 class Meter:
