@@ -62,19 +62,18 @@ CHATS = [
 
 
 def _rendered(model: Path) -> tuple[list[list[int]], list[int]]:
-    """Each chat's tokens up to the end of its last answer (without its end of turn), and where that answer begins."""
+    """As training learns the last answer of each chat: its tokens through its end of turn, and where it begins."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    from tuneship.train.data.template import ChatTemplate, Conversation
+
+    template = ChatTemplate(AutoTokenizer.from_pretrained(model))
     rows, starts = [], []
     for chat in CHATS:
-        *before, (_, answer) = chat
-        prompt = [{"role": role, "content": text} for role, text in before]
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        ids, whole = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (text, text + answer))
-        assert whole[: len(ids)] == ids
-        rows.append(whole)
-        starts.append(len(ids))
+        encoded = template.encode(Conversation([{"role": r, "content": text} for r, text in chat]), "completion")
+        learnt = [index for index, kept in enumerate(encoded.loss_mask) if kept]
+        rows.append(encoded.input_ids[: learnt[-1] + 1])
+        starts.append(learnt[0])
     return rows, starts
 
 
@@ -91,7 +90,7 @@ def test_a_tokenizer_that_names_no_longest_input_is_asked_all_the_same(url: str,
 def test_the_likelihood_of_chats(url: str, tiny_model: Path, marker_adapters: Path, adapter, tmp_path: Path) -> None:
     lines = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in CHATS]
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    found = measure_nll(resolve(url, adapter or ""), str(tmp_path / "chats.jsonl"), tmp_path)
+    found = measure_nll(resolve(url, adapter or tiny_model.name), str(tmp_path / "chats.jsonl"), tmp_path)
     by_row = [json.loads(line) for line in (tmp_path / found.items_file).read_text().splitlines()]
     wanted = _expected(tiny_model, marker_adapters / adapter if adapter else None, *_rendered(tiny_model))
     assert [row["tokens"] for row in by_row] == [len(row) for row in wanted]

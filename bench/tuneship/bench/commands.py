@@ -249,7 +249,8 @@ def nll(
     url
         A server's URL, an endpoint.json, or a run directory with one.
     data
-        An artifact's evidence/reference.jsonl, or a JSONL of chats whose last message is the answer.
+        An artifact's evidence/reference.jsonl, of which the tokens with loss count, or a JSONL of chats whose last
+        message is the answer: its tokens count, end of turn included, as in training.
     model
         The name to send. Default: the only adapter that is served, or the only model where there is none.
     limit

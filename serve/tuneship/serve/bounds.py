@@ -64,13 +64,16 @@ class Facts(NamedTuple):
     """It has an embedding for; a number that is too large where the checkpoint does not say."""
     takes_tools: bool = True
     """Whether its chat template shows them to the model."""
+    ends: tuple[int, ...] = ()
+    """The tokens at which it stops."""
 
 
 @lru_cache
 def facts(model: Path) -> Facts:
     """Read them from the checkpoint in `model`."""
     template = checkpoint.chat_template(model)
-    return Facts(_tokens(model), not template or bool(tools.parser(template)))
+    takes_tools = not template or bool(tools.parser(template))
+    return Facts(_tokens(model), takes_tools, tuple(checkpoint.end_token_ids(model)))
 
 
 def _tokens(model: Path) -> int:

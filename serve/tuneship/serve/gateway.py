@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,7 +21,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from tuneship.core.endpoint import VERSION_HEADER
-from tuneship.serve import keys
+from tuneship.serve import bounds, keys
 from tuneship.serve.calls import lease, read_asked, read_call
 from tuneship.serve.catalog import Entry
 from tuneship.serve.metrics import CONTENT_TYPE, Metrics
@@ -38,13 +38,16 @@ def build_door(routes: Routes, upstream: Upstream, metrics: Metrics, ready: Call
     """Build the ASGI application that serves `routes` from the engine behind `upstream`, while that is `ready`."""
     opened_at = int(time.time())
 
+    def card(entry: Entry) -> dict[str, Any]:
+        return _card(entry, opened_at, bounds.facts(routes.base.path).ends)
+
     async def models(request: Request) -> Response:
         shown = [entry for entry in routes.entries if keys.permits(request.scope, entry.name)]
-        return JSONResponse({"object": "list", "data": [_card(entry, opened_at) for entry in shown]})
+        return JSONResponse({"object": "list", "data": [card(entry) for entry in shown]})
 
     async def model(request: Request) -> Response:
         entry = lease(request, routes, request.path_params["name"]).entry
-        return JSONResponse(_card(entry, opened_at), headers={VERSION_HEADER: entry.version})
+        return JSONResponse(card(entry), headers={VERSION_HEADER: entry.version})
 
     async def generate(request: Request) -> Response:
         _must_be(ready)
@@ -112,10 +115,11 @@ def _must_be(ready: Callable[[], bool]) -> None:
         raise engine_unavailable()
 
 
-def _card(entry: Entry, created: int) -> dict[str, Any]:
-    """OpenAI's fields, and two of ours: the immutable version that answers now, and the base below an adapter."""
-    card = {"id": entry.name, "object": "model", "created": created, "owned_by": "tuneship", "version": entry.version}
-    return {**card, "parent": entry.base_id} if entry.selector else card
+def _card(entry: Entry, created: int, ends: Sequence[int]) -> dict[str, Any]:
+    """OpenAI's fields, and ours: which immutable version answers now, where it stops, and the base below an adapter."""
+    card = {"id": entry.name, "object": "model", "created": created, "owned_by": "tuneship"}
+    ours = {"version": entry.version, "end_token_ids": list(ends)}
+    return {**card, **ours, **({"parent": entry.base_id} if entry.selector else {})}
 
 
 async def _refused(_: Request, refusal: Exception) -> Response:

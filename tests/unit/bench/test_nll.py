@@ -14,6 +14,8 @@ from tuneship.bench.quality.nll import CannotScore, Scored, clustered_mean, meas
 from tuneship.bench.target import Target
 from tuneship.core.errors import DataError, EndpointError
 
+END = 90
+
 
 class _Door(BaseHTTPRequestHandler):
     rows_asked: ClassVar[list[int]] = []
@@ -36,6 +38,8 @@ class _Door(BaseHTTPRequestHandler):
             words = [word for m in body["messages"] for word in [m["role"], *m["content"].split()]]
             words += [] if body.get("continue_final_message") else ["assistant"]
             ids = [len(word) for word in words]
+            if body["messages"][-1]["content"] == "Go on.":  # what was answered before has an end
+                ids[-4:-4] = {"padded": [1, END], "open": [1]}.get(body["model"], [END])
             chat = {"choices": [{"prompt_token_ids": ids}]}
             answer = {"tokens": ids} if self.path == "/v1/tokenize" else chat
         else:
@@ -47,6 +51,14 @@ class _Door(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
         return None
+
+    def do_GET(self) -> None:
+        ends = {} if self.path.endswith("silent") else {"end_token_ids": [END, END + 1]}
+        data = json.dumps({"id": "m", **ends}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def log_message(self, *_: object) -> None: ...
 
@@ -86,8 +98,21 @@ def test_of_a_chat_the_answer_is_scored(url, tmp_path, model: str) -> None:
     chat = [{"role": "user", "content": "how many"}, {"role": "assistant", "content": "a dozen or so"}]
     file.write_text(json.dumps({"messages": chat}) + "\n")
     result = measure_nll(Target(url, "", (model,)), str(file), tmp_path)
-    assert (result.tokens, result.stderr) == (4, 0)
-    assert result.nll == pytest.approx((0.1 + 0.5 + 0.2 + 0.2) / 4)
+    assert (result.tokens, result.stderr) == (5, 0)
+    assert result.nll == pytest.approx((0.1 + 0.5 + 0.2 + 0.2 + END / 10) / 5)
+
+
+@pytest.mark.parametrize(("model", "end"), [("padded", [1, END]), ("silent", []), ("open", [])])
+def test_the_end_of_turn_counts_where_the_server_tells_it(url, tmp_path, capsys, model: str, end: list[int]) -> None:
+    file = tmp_path / "chat.jsonl"
+    chat = [{"role": "user", "content": "how many"}, {"role": "assistant", "content": "a dozen or so"}]
+    file.write_text(json.dumps({"messages": chat}) + "\n")
+    result = measure_nll(Target(url, "", (model,)), str(file), tmp_path)
+    scored = [1, 5, 2, 2, *end]
+    assert result.tokens == len(scored)
+    assert result.nll == pytest.approx(sum(scored) / 10 / len(scored))
+    said = "1 of 1 answers are scored without their end of turn" in capsys.readouterr().err
+    assert said is not bool(end)
 
 
 def test_a_busy_server_is_asked_again(url, tmp_path) -> None:

@@ -115,7 +115,7 @@ async def error_of(response: aiohttp.ClientResponse) -> dict:
 async def test_models_are_the_catalogs(door):
     listed = await (await door.get("/v1/models")).json()
     assert [card["id"] for card in listed["data"]] == ["org/base", "sql"]
-    assert listed["data"][0].keys() == {"id", "object", "created", "owned_by", "version"}
+    assert listed["data"][0].keys() == {"id", "object", "created", "owned_by", "version", "end_token_ids"}
     assert listed["data"][1].items() >= {"parent": "b", "version": VERSION}.items()
     one = await door.get("/v1/models/org/base")
     assert (await one.json()) == listed["data"][0]

@@ -3,7 +3,9 @@
     result = measure_nll(target, "runs/x/artifacts/adapter-3f.../evidence/reference.jsonl", folder, role="tuned")
 
 Rows are token ids with a mask of those that carry loss (`core/parity.py`), or chats, which the server itself turns into
-ids. Of a chat the last answer is scored, without its end of turn.
+ids. Of a chat the last answer is scored and, as training learns it, its end of turn: up to the first token after the
+answer at which the server stops. Where a server does not say at which tokens it stops, or renders an answer otherwise
+once the conversation goes on, the end of turn is left out, which is said.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ from tuneship.bench.target import Target
 from tuneship.core.errors import DataError, EndpointError
 from tuneship.core.files import write_atomic
 from tuneship.core.parity import ReferenceRow
-from tuneship.core.progress import progress
+from tuneship.core.progress import progress, say
 from tuneship.core.report import NllResult
 
 _BATCH_ROWS = 16
 _BATCH_TOKENS = 32_768
 """Half of what the door takes in one request."""
 _TIMEOUT_S = 300
+_END_TOKENS = 4
+"""An end of turn may be more than its last token: some templates write white space before it."""
 _BUSY = {429, 503}
 _PAUSES_S = (0.2, 2.0)
 """Before it asks again a server that is busy, or lost its engine's connection: scoring changes nothing, so it may."""
@@ -130,7 +134,7 @@ def _reference_rows(path: Path, limit: int) -> list[_Row]:
 
 def _chat_rows(http: httpx.Client, model: str, data: str, limit: int) -> list[_Row]:
     rows = []
-    chats = read_rows(data, limit)
+    chats, ends, without = read_rows(data, limit), _end_token_ids(http, model), 0
     render = _tokenized if _can_tokenize(http, model, chats[0].prompt) else _prefilled
     for row in chats:
         answer = {"role": "assistant", "content": row.reference}
@@ -139,8 +143,34 @@ def _chat_rows(http: httpx.Client, model: str, data: str, limit: int) -> list[_R
         ids = render(http, whole)
         if not prompt or len(ids) <= len(prompt) or ids[: len(prompt)] != prompt:
             raise DataError(f"{row.place}: its prompt's tokens are no beginning of the whole conversation's")
+        # As the last message SGLang would render an answer as its user's, not as one that is over.
+        going_on = {"model": model, "messages": [*row.prompt, answer, {"role": "user", "content": "Go on."}]}
+        end = _end_of_turn(render(http, going_on), ids, ends) if ends else []
+        without += not end
+        ids = [*ids, *end]
         rows.append(_Row(ids, [0] * len(prompt) + [1] * (len(ids) - len(prompt))))
+    if without:
+        say(f"{without} of {len(rows)} answers are scored without their end of turn: the server does not tell it")
     return rows
+
+
+def _end_token_ids(http: httpx.Client, model: str) -> set[int]:
+    """The tokens at which the server stops, where it is one of ours and says so."""
+    try:
+        card = http.get(f"/v1/models/{model}").json()
+        return set(card.get("end_token_ids") or ())
+    except httpx.HTTPError as error:
+        raise EndpointError(f"{http.base_url} does not answer: {error}") from None
+    except (ValueError, AttributeError, TypeError):
+        return set()
+
+
+def _end_of_turn(going_on: list[int], answered: list[int], ends: set[int]) -> list[int]:
+    """What ends the turn whose tokens are `answered`, by the same conversation `going_on`; empty where that is open."""
+    if going_on[: len(answered)] != answered:
+        return []
+    after = going_on[len(answered) : len(answered) + _END_TOKENS]
+    return next((after[: index + 1] for index, token in enumerate(after) if token in ends), [])
 
 
 def _can_tokenize(http: httpx.Client, model: str, chat: list[dict[str, str]]) -> bool:
