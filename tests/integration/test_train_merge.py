@@ -220,6 +220,12 @@ def test_a_changed_adapter_is_refused_by_name(merged, project, tmp_path):
     assert refused.returncode == 1
     assert "adapter_model.safetensors was changed after it was written" in refused.stderr
     assert "Traceback" not in refused.stderr
+    assert "`tuneship train RECIPE` makes it again" in refused.stderr
+    again = tuneship("train", "tiny.toml", "--run", copy, cwd=project)
+    assert again.returncode == 0, again.stderr
+    assert "train: again, for" in again.stderr
+    assert open_artifact(Path(again.stdout.strip())).manifest.kind == "adapter"
+    assert "train: unchanged" in tuneship("train", "tiny.toml", "--run", copy, cwd=project).stderr
 
 
 def test_full_training_makes_a_checkpoint_that_needs_no_merging(project):
