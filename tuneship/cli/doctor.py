@@ -25,14 +25,12 @@ from tuneship.cli.console import out
 from tuneship.core import hardware
 from tuneship.core.cache import cache_dir
 from tuneship.core.errors import TuneshipError
-from tuneship.core.hardware import Hardware, gib
+from tuneship.core.hardware import SERVES_FROM, Hardware, gib
 from tuneship.core.process import spawn, stop_tree
 from tuneship.core.progress import say
 
 GIB = 2**30
 _PYTHON = ((3, 11), (3, 13))
-SERVES_FROM = (8, 0)
-"""Compute capability that SGLang's kernels start at; below it a card can train and not serve."""
 _BF16_FROM = (8, 0)
 _MEMORY_BYTES = 8 * GIB
 _DISK_BYTES = 20 * GIB

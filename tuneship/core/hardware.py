@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import psutil
 import pynvml
 
+SERVES_FROM = (8, 0)
+"""Compute capability that SGLang's kernels start at; below it a card can train and not serve."""
 TRACKED = ("tuneship", "torch", "transformers", "peft", "trl", "bitsandbytes", "datasets", "sglang")
 
 

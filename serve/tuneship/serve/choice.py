@@ -21,7 +21,7 @@ from tuneship.core.hardware import Hardware, gib
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Recipe, Serve
 from tuneship.core.servable import PROJECTIONS, unserved_modules
-from tuneship.serve import footprint, plan, quantized
+from tuneship.serve import footprint, plan, quantized, startable
 from tuneship.serve.footprint import Format
 from tuneship.serve.plan import Mode, ServingPlan
 
@@ -50,6 +50,7 @@ def decide(recipe: Recipe, source: ModelSource, machine: Hardware) -> Decision:
 
     """
     serve = recipe.serve
+    startable.require(serve, machine)
     if serve.mode != "auto":
         refuse_what_cannot_start(recipe, source, machine)
         reason = f"the recipe says so{_faster(recipe, source, machine)}"

@@ -24,7 +24,6 @@ from tuneship.serve.preflight import PROJECTIONS
 from tuneship.serve.sglang_plugin.platform import ENGINE_VARIABLE
 
 LOOPBACK = "127.0.0.1"
-BF16_CAPABILITY = (8, 0)
 
 # On a CPU SGLang would take most of the RAM for its KV cache, and 16 streams are past the machine's knee.
 CPU_TOKENS = 20_000
@@ -98,12 +97,9 @@ def configure(
     )
 
 
-def pick_dtype(wanted: str, hardware: Hardware) -> str:
-    """What an engine computes in, and casts 16- and 32-bit weights to; `auto` is bf16 unless a GPU has none."""
-    if wanted != "auto":
-        return wanted
-    old = any(gpu.capability < BF16_CAPABILITY for gpu in hardware.gpus)
-    return "float16" if old else "bfloat16"
+def pick_dtype(wanted: str, _: Hardware) -> str:
+    """What an engine computes in, and casts 16- and 32-bit weights to; every card that serves has bf16."""
+    return "bfloat16" if wanted == "auto" else wanted
 
 
 def flags(config: EngineConfig) -> list[str]:

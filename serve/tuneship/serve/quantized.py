@@ -26,6 +26,7 @@ from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.core.stage import Job, run_job
+from tuneship.serve import startable
 
 Method = Literal["none", "nf4", "fp8"]
 """What an engine is told: nothing, that the weights are packed, or to quantize while it loads."""
@@ -44,9 +45,10 @@ def with_quantization(model: str, serve: Serve, *, double: bool = True) -> str:
 
     Raises:
         ArtifactError: no such model, or it cannot be packed.
-        PreflightError: as `to_find`.
+        PreflightError: as `to_find`, or SGLang cannot be started so here, whatever the model.
 
     """
+    startable.require(serve, hardware.detect())  # before minutes of building
     wanted = to_find(model, serve, double=double)
     return str(_find_or_build(model, serve.quantization, wanted)) if wanted else model
 
@@ -142,6 +144,7 @@ def method(serve: Serve, weights_method: str, machine: Hardware) -> Method:
         PreflightError: it cannot be served so here; the message says why.
 
     """
+    startable.require(serve, machine)
     if weights_method == "nf4":
         _refuse_for_nf4(serve, machine)
         return "nf4"

@@ -129,6 +129,14 @@ def test_what_a_launch_refuses_is_refused_before_training(qwen: ModelSource):
     assert "needs a GPU" in fp8.message
 
 
+@pytest.mark.parametrize("serve", [{}, {"mode": "merged"}, {"mode": "adapters", "quantization": "nf4"}], ids=str)
+def test_a_card_that_trains_and_cannot_serve(qwen: ModelSource, serve: dict):
+    t4 = Hardware((Gpu("Tesla T4", 16 * GIB, (7, 5)),), "580", "a processor", 4, 16 * GIB)
+    error = refused(qwen, t4, serve=serve)
+    assert isinstance(error, PreflightError)
+    assert "Tesla T4 (compute capability 7.5)" in error.message
+
+
 def test_a_named_mode_is_taken_and_a_plan_may_refuse_it(qwen: ModelSource):
     named = recipe(serve={"mode": "merged"})
     found = choice.decide(named, qwen, card(6))

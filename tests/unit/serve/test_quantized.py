@@ -260,7 +260,7 @@ def test_what_cannot_be_served_is_not_built(base: Path):
         quantized.with_quantization(str(base), serve)
 
 
-@pytest.mark.parametrize("words", [[], ["--tp", "1"], ["--tokenizer-path", "2"], ["--tp", "2", "--tp-size", "1"]])
+@pytest.mark.parametrize("words", [[], ["--tp", "1"], ["--tokenizer-mode", "2"], ["--tp", "2", "--tp-size", "1"]])
 def test_other_arguments_are_not_tensor_parallel(words: list[str]):
     assert quantized.method(Serve(extra_args=tuple(words)), "nf4", H100) == "nf4"
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from tuneship.core import hardware
 from tuneship.core.errors import ArtifactError, PreflightError, RecipeError
+from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.rundir import RunDir
 from tuneship.serve import commands
 
@@ -90,6 +92,22 @@ def test_a_run_that_merged_nothing(base: Path, seal_adapter, tmp_path: Path):
 def test_an_nf4_base_with_tensor_parallel(base: Path, tmp_path: Path):
     words = ("--quantization", "nf4", "--extra-arg=--tp-size", "--extra-arg=2")
     assert "tensor parallel 2" in refused(serve(str(base), *words, cwd=tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("word", ["--host=0.0.0.0", "--log-requests", "--api-key"])
+def test_an_argument_that_would_open_the_engine(base: Path, tmp_path: Path, word: str):
+    said = refused(serve(str(base), f"--extra-arg={word}", cwd=tmp_path), tmp_path)
+    assert f"SGLang is not given {word.partition('=')[0]}" in said
+    assert "hint:" in said
+
+
+def test_a_card_without_kernels_before_a_base_is_built(base: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tuneship.serve.quantized.run_job", lambda *_: pytest.fail("a base is built"))
+    t4 = Hardware((Gpu("Tesla T4", 16 << 30, (7, 5)),), "580", "a processor", 4, 16 << 30)
+    monkeypatch.setattr(hardware, "detect", lambda: t4)
+    for quantization in ("none", "nf4"):
+        with pytest.raises(PreflightError, match="does not serve on Tesla T4"):
+            commands.serve(str(base), quantization=quantization)
 
 
 def test_a_quantization_that_is_not_made_here(base: Path):
