@@ -72,7 +72,8 @@ def serve(
     restarts
         Of an engine that died or hangs, in a row, before the server ends.
     hang_timeout
-        Seconds without anything from the engine, while requests wait, after which it is asked, and then restarted.
+        Seconds without anything from the engine, while requests wait, after which it is asked; it is restarted when it
+        does not answer that within as many more, 20 at most.
     drain
         Seconds that what is in flight may take when the server is told to end.
     extra_arg

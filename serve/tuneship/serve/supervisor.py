@@ -9,7 +9,8 @@ stop it. Nobody is answered by the base meanwhile: `upstream` is shut, and the d
 
 A hang is work that waits and nothing that comes: no byte from the engine for `hang_s` while requests are in flight.
 A long answer that is not streamed looks the same from outside, so SGLang is asked first (`/health_generate`, which it
-answers as long as its scheduler does anything at all).
+answers as long as its scheduler does anything at all), and has `ASKED_S` for it. Nothing else is a sign of life: an
+engine that hangs as soon as it is asked has served nobody, however long it took to be noticed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _LAST_WORDS_S = 0.5
 _LONGEST_DELAY_S = 30.0
 _SERVED_WELL_S = 60.0
 """An engine that served so long did start: the next failure is the first again."""
+ASKED_S = 20.0
+"""SGLang itself says no after as long (SGLANG_HEALTH_CHECK_TIMEOUT)."""
 
 
 class Phase(StrEnum):
@@ -51,8 +54,21 @@ class Patience(NamedTuple):
     start_s: float = 600.0
     """The first start on a GPU compiles kernels and captures graphs: 3 minutes were measured."""
     hang_s: float = 60.0
+    """Without anything from it, while requests wait; it is noticed after `asked_s` more at most."""
     restarts: int = 5
     """Failures in a row after which the server ends; 0: the first one ends it."""
+
+    @property
+    def asked_s(self) -> float:
+        """How long the engine may take to say that it works."""
+        return min(self.hang_s, ASKED_S)
+
+
+class _Failure(NamedTuple):
+    """Why an engine serves no more, and for how long it did."""
+
+    error: EngineError
+    served_s: float
 
 
 class Supervisor:
@@ -137,28 +153,34 @@ class Supervisor:
         if self.engine:
             self.engine.stop(grace_s)
 
-    async def _failed(self) -> EngineError:
+    async def _failed(self) -> _Failure:
         """Wait until it dies or hangs; say why."""
         assert self.engine
-        proved_at = 0.0
+        proved_at = self._started_at
         while True:
             if self.engine.death:
+                served_s = time.monotonic() - self._started_at
                 await asyncio.sleep(_LAST_WORDS_S)
-                return self.engine.failure("died while serving")
-            quiet_s = time.monotonic() - max(self._upstream.heard_at, proved_at)
-            if self._upstream.waiting and quiet_s > self._patience.hang_s:
-                if await self._upstream.is_working(self._patience.hang_s):
+                return _Failure(self.engine.failure("died while serving"), served_s)
+            waiting = self._upstream.waiting
+            if waiting and self._quiet_s(proved_at) > self._patience.hang_s:
+                if await self._upstream.is_working(self._patience.asked_s):
                     proved_at = time.monotonic()
-                elif not self.engine.death:
-                    return EngineError(
-                        f"SGLang hangs: {self._upstream.waiting} requests wait, and nothing came for "
-                        f"{quiet_s + self._patience.hang_s:.0f} s",
-                        hint=f"the whole log: {self._log}.before",
+                elif not self.engine.death and self._quiet_s(proved_at) > self._patience.hang_s:
+                    last_sign = max(self._upstream.answered_at, proved_at)
+                    error = EngineError(
+                        f"SGLang hangs: {waiting} requests wait, and nothing came for {self._quiet_s(proved_at):.0f} s",
+                        hint=f"the whole log: {self._log}",
                     )
+                    return _Failure(error, last_sign - self._started_at)
             await asyncio.sleep(_WATCH_S)
 
-    async def _restart(self, failure: EngineError) -> None:
-        if time.monotonic() - self._started_at > _SERVED_WELL_S:
+    def _quiet_s(self, proved_at: float) -> float:
+        return time.monotonic() - max(self._upstream.heard_at, proved_at)
+
+    async def _restart(self, failed: _Failure) -> None:
+        failure = failed.error
+        if failed.served_s > _SERVED_WELL_S:
             self._in_a_row = 0
         self._ready.clear()
         self._upstream.shut()

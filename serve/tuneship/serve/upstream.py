@@ -25,6 +25,8 @@ _CONNECT_S = 5
 # SGLang closes idle connections after 5 s; one that it is just closing must not be picked for a new request.
 _KEEP_ALIVE_S = 2
 _METRICS_S = 5
+_LONG_AGO_S = 60
+"""What was owed before the engine had nothing to do for so long says nothing of it now."""
 # Plain text: the older form of the page, which can be put behind another one, and no compression, which cannot.
 _METRICS_HEADERS = {"Accept": "text/plain", "Accept-Encoding": "identity"}
 # Failures on the way: refused, reset, ended early. aiohttp's own exceptions, and the system's below them.
@@ -39,15 +41,27 @@ class Upstream:
     def __init__(self, url: str = "") -> None:
         self.waiting = 0
         """Requests that the engine has not finished answering."""
-        self.heard_at = time.monotonic()
-        """When a request last began to wait for an engine that had nothing to do, or anything came back."""
+        self.answered_at = time.monotonic()
+        """When anything last came back."""
+        self._owed_since = 0.0
+        """When the first request began after which nothing came, to it or to any other; 0: there is none."""
+        self._idle_since = 0.0
         self.joined = Joined(self._generate)
         """For what the server itself asks."""
         self._url = url
 
+    @property
+    def heard_at(self) -> float:
+        """When a request last began to wait for an engine that owed nothing, or anything came back.
+
+        Clients who lose patience and go away are no sign of life: what they asked stays owed.
+        """
+        return max(self.answered_at, self._owed_since)
+
     def open(self, url: str) -> None:
-        """From now on the engine is at `url`."""
+        """From now on the engine is at `url`; what the one before owed is forgotten."""
         self._url = url
+        self._owed_since = 0.0
 
     def shut(self) -> None:
         """There is no engine for now."""
@@ -78,11 +92,13 @@ class Upstream:
         work, streams = self._begun(), False
         try:
             answer = await self._post(f"{self._url}{path}", call.body)
+            work.heard()
             if answer.content_type == "text/event-stream" and answer.status == 200:
                 streams = True
                 return _Stream(answer, version, work)
             async with answer:
                 body = await answer.read()
+            work.heard()
         except _BROKEN:
             raise engine_unavailable(version) from None
         finally:
@@ -132,7 +148,7 @@ class Upstream:
             raise EngineError(f"the engine broke off at {path}: {type(error).__name__}") from None
 
     async def is_working(self, timeout_s: float) -> bool:
-        """Whether the engine's scheduler does anything at all, by SGLang's own word."""
+        """Whether the engine's scheduler does anything at all, by SGLang's own word within `timeout_s`."""
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_s)
             async with self._session.get(f"{self._url}/health_generate", timeout=timeout) as answer:
@@ -162,10 +178,18 @@ class Upstream:
         return Response(page, headers={"Content-Type": answer.headers.get("Content-Type", "text/plain")})
 
     def _begun(self) -> _Work:
-        if not self.waiting:
-            self.heard_at = time.monotonic()
+        now = time.monotonic()
+        if not self.waiting and (not self._owed_since or now - self._idle_since > _LONG_AGO_S):
+            self._owed_since = now
         self.waiting += 1
         return _Work(self)
+
+    def _heard(self) -> None:
+        self.answered_at, self._owed_since = time.monotonic(), 0.0
+
+    def _ended(self) -> None:
+        self.waiting -= 1
+        self._idle_since = time.monotonic()
 
 
 class _Work:
@@ -177,13 +201,12 @@ class _Work:
     def heard(self) -> None:
         """Something came of it."""
         if self._upstream:
-            self._upstream.heard_at = time.monotonic()
+            self._upstream._heard()
 
     def done(self) -> None:
         """It is over, however it went; once."""
-        self.heard()
         if self._upstream:
-            self._upstream.waiting -= 1
+            self._upstream._ended()
             self._upstream = None
 
 

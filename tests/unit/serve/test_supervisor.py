@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -164,6 +165,63 @@ async def test_it_is_given_up_with_the_last_reason(supervisor, upstream, starts,
         await asyncio.gather(supervisor.keep(), asyncio.wait_for(_die(upstream), 60))
     assert len(starts.read_text().splitlines()) == 3
     assert [wait for wait in waits if wait >= 1] == [1.0]
+
+
+async def test_hangs_in_a_row_are_given_up_however_long_each_took_to_notice(supervisor, upstream, starts, monkeypatch):
+    monkeypatch.setattr(supervisors, "_SERVED_WELL_S", 0.5)  # an engine is up for longer until a hang is noticed
+    await supervisor.start()
+    keeping = asyncio.create_task(supervisor.keep())
+    for _ in range(2):
+        with pytest.raises(Refusal):
+            await upstream.ask("/hang", CALL)
+        await asyncio.wait_for(supervisor.ready(60), 60)
+        await asyncio.sleep(0.6)  # nobody asks it: that is not serving
+    with pytest.raises(Refusal):
+        await upstream.ask("/hang", CALL)
+    with pytest.raises(EngineError, match="SGLang hangs: 1 requests wait"):
+        await asyncio.wait_for(keeping, 10)
+    assert len(starts.read_text().splitlines()) == 3
+
+
+async def test_a_hang_after_it_served_well_is_the_first_again(supervisor, upstream, monkeypatch):
+    monkeypatch.setattr(supervisors, "_SERVED_WELL_S", 0.5)
+    await supervisor.start()
+    keeping = asyncio.create_task(supervisor.keep())
+    for _ in range(3):
+        await asyncio.sleep(0.6)
+        await upstream.ask("/generate", CALL)
+        with pytest.raises(Refusal):
+            await upstream.ask("/hang", CALL)
+        await asyncio.wait_for(supervisor.ready(60), 60)
+    assert supervisor.restarts == 3
+    keeping.cancel()
+
+
+async def test_clients_that_lose_patience_one_after_the_other_hide_no_hang(supervisor, upstream):
+    await supervisor.start()
+    keeping = asyncio.create_task(supervisor.keep())
+    until = time.monotonic() + 15
+    with contextlib.suppress(Refusal):  # of the first that finds no engine
+        while time.monotonic() < until:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(upstream.ask("/hang", CALL), 0.5)
+    await asyncio.wait_for(supervisor.ready(60), 60)
+    assert "SGLang hangs" in supervisor.last_failure
+    keeping.cancel()
+
+
+async def test_the_engine_is_not_asked_for_longer_than_it_has_to_answer(supervisor, upstream, monkeypatch):
+    monkeypatch.setattr(supervisors, "ASKED_S", 0.3)
+    given: list[float] = []
+
+    async def is_working(timeout_s: float) -> bool:
+        given.append(timeout_s)
+        return False
+
+    monkeypatch.setattr(upstream, "is_working", is_working)
+    await kept(supervisor, upstream, "/hang")
+    assert given == [0.3]
+    assert Patience(hang_s=0.2).asked_s == 0.2
 
 
 @pytest.mark.parametrize("good_starts", [0])
