@@ -68,8 +68,8 @@ def require(serve: Serve, machine: Hardware) -> None:
             has, wanted = (f"{major}.{minor}" for major, minor in (gpu.capability, SERVES_FROM))
             raise PreflightError(
                 f"SGLang does not serve on {gpu.name} (compute capability {has}): its kernels start at {wanted}",
-                hint="train and merge here (tuneship up RECIPE --until merge --serve.mode merged), and serve on a card of "
-                f"compute capability {wanted} or newer; CUDA_VISIBLE_DEVICES chooses among several cards",
+                hint="train and merge here (tuneship up RECIPE --until merge --serve.mode merged), and serve on a "
+                f"card of compute capability {wanted} or newer; CUDA_VISIBLE_DEVICES chooses among several cards",
             )
 
 

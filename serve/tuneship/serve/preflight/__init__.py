@@ -27,7 +27,7 @@ from tuneship.core.errors import ArtifactError, PreflightError, TuneshipError
 from tuneship.core.files import sha256_file
 from tuneship.core.servable import MERGE, PROJECTIONS, Layer, Reason
 from tuneship.serve import tensors
-from tuneship.serve.preflight import files, folding, settings, tokenizer, weights
+from tuneship.serve.preflight import files, folding, named, settings, tokenizer, weights
 from tuneship.serve.preflight.base import BaseModel, read_base
 from tuneship.serve.preflight.checked import CheckedAdapter
 from tuneship.serve.preflight.files import deeper
@@ -97,12 +97,12 @@ def fits(path: Path, base: BaseModel, limits: Limits = Limits()) -> CheckedAdapt
         opened = artifact.open_artifact(path, kind="adapter", verify=False) if artifact.is_artifact(path) else None
         found = files.find(path)
         if opened:  # its manifest names it, until its bytes do
-            named = artifact.content_id(opened.manifest.files) == opened.manifest.content_id
+            vouched = artifact.content_id(opened.manifest.files) == opened.manifest.content_id
             contents = Contents(0, "", tensors.headers(found.weights), {})
         else:
-            named = True
+            vouched = True
             contents = tensors.digest(found.weights)  # its name is made of what is in it
-        if named and not _is_folded(path, settings.read(found.config), base, limits):
+        if vouched and not _is_folded(path, settings.read(found.config), base, limits):
             return _judge(path, opened, found, lambda: contents, base, limits)
     except TuneshipError:
         pass
@@ -132,7 +132,7 @@ def sound(
     if reasons:
         prove(checked, copy)
         raise _refusal(checked.name, reasons)
-    return _remarks(checked.name, judged)
+    return tuple(dict.fromkeys((*checked.remarks, *_remarks(checked.name, judged))))
 
 
 def _judge(
@@ -158,7 +158,7 @@ def _judge(
         *servable.unserved(config),
         *_rank(config, judged.layers, limits),
         *judged.reasons,
-        *(_origin(opened, base) if opened else tokenizer.check(path, base.path)),
+        *(_origin(opened, base) if opened else [*tokenizer.check(path, base.path), *named.check(config, base)]),
     ]
     if reasons:
         raise _refusal(name, reasons)
@@ -166,7 +166,7 @@ def _judge(
         name=name,
         content_id=opened.manifest.content_id if opened else artifact.content_id(records),
         path=_served(path, found, records, config, judged.layers, base, limits),
-        remarks=_remarks(name, judged),
+        remarks=(*_remarks(name, judged), *(() if opened else named.remarks(name, config, base))),
     )
 
 
