@@ -18,6 +18,8 @@ import pytest
 from tuneship.core.errors import ArtifactError, RegistryError
 from tuneship.serve import store as stores
 from tuneship.serve.preflight import CheckedAdapter
+from tuneship.serve.registry import Registry
+from tuneship.serve.registry.records import COPIES
 from tuneship.serve.store import AdapterStore
 
 FILES = ["adapter_config.json", "adapter_model.safetensors"]
@@ -271,3 +273,26 @@ def test_no_room_is_an_error_that_says_so(store, make_adapter, check, monkeypatc
             store.keep(checked)
     assert "disk full" in caught.value.hint
     assert store.sweep(set()) == []
+
+
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_servers_folder_is_moved_or_copied_as_a_whole(tmp_path, make_adapter, check, how):
+    here, there = tmp_path / "state", tmp_path / "elsewhere"
+    store, checked = AdapterStore(here / COPIES), check(make_adapter("sql"))
+    with Registry.open(here / "registry.sqlite", "b", "the-base") as registry:
+        name = registry.add("sql", checked.content_id, store.keep(checked)).name
+        registry.loaded(name, "passed")
+        registry.promote(name)
+    if how == "moved":
+        here.rename(there)
+    else:
+        shutil.copytree(here, there)
+    store = AdapterStore(there / COPIES)
+    with Registry.open(there / "registry.sqlite", "b", "the-base") as registry:
+        (version,) = registry.present()
+        assert (registry.recovered, version.state) == ((), "live")
+        assert store.sweep({version.path}) == []
+        store.prove(checked, version.path)
+        store.drop(version.path)
+        assert listed(there / COPIES) == []
+    assert how == "moved" or len(listed(here / COPIES)) == 1

@@ -9,7 +9,8 @@
 A version is immutable, its name is `alias@` and the first digits of its content id. Each verb is one transaction that
 writes the new state and a line of history, and so are several of them within `at_once`; after a crash at any write the
 registry is as it was before the verb, or as it is after it. A registry belongs to one base, and to one server at a
-time. It knows neither engine nor door: they follow it. All of it on one thread; a verb takes a write to the disk.
+time; between two servers it can be moved and copied, with the folder that it lies in. It knows neither engine nor
+door: they follow it. All of it on one thread; a verb takes a write to the disk.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tuneship.serve.catalog import checked_alias
 from tuneship.serve.registry import lock, rules, tables
 from tuneship.serve.registry.records import SERVED, Event, State, Version
 from tuneship.serve.registry.rules import Alias, Change
-from tuneship.serve.registry.tables import Base
+from tuneship.serve.registry.tables import Base, Place
 
 __all__ = ["SERVED", "Event", "Registry", "State", "Version"]
 
@@ -39,31 +40,49 @@ class Registry:
     Every verb raises `RegistryError` where it is refused or cannot be written, and nothing has changed then.
     """
 
-    def __init__(self, held: _Held, base: Base) -> None:
+    def __init__(self, held: _Held, base: Base, under: str = "") -> None:
         self._held = held
-        self._base = base
+        self._place = Place(base.id, held.folder)
+        self._under = under
         self.recovered = self._recover()
         """What did not outlive the last server: lines of the history that opening it wrote."""
 
     @classmethod
-    def open(cls, path: Path, base_id: str, base_name: str) -> Registry:
+    def open(cls, path: Path, base_id: str, base_name: str, under: str = "") -> Registry:
         """The registry at `path`, made if it is not there, with all that was coming or going brought to an end.
 
-        `base_id` is the SHA-256 of the base's weights, `base_name` what people call it.
+        `base_id` is the SHA-256 of the base's weights, `base_name` what people call it, and `under` what else of this
+        server a verification depends on: what is verified from now on is so under that.
 
         Raises:
             RegistryError: another server holds it, it is of another base or a newer tuneship, or no registry at all.
 
         """
-        base = Base(base_id, base_name)
+        return cls._open(path, Base(base_id, base_name), under)
+
+    @classmethod
+    def reopen(cls, path: Path) -> Registry:
+        """The registry at `path` as the last server left it, to be changed while none runs.
+
+        Raises:
+            RegistryError: there is none; and as `open`.
+
+        """
+        if not path.is_file():
+            raise RegistryError(
+                f"there is no registry in {path.parent}", hint="--state FOLDER is what the server was given"
+            )
+        return cls._open(path, None, "")
+
+    @classmethod
+    def _open(cls, path: Path, base: Base | None, under: str) -> Registry:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             held = _Held(lock.hold(path), path)
         except OSError as error:
             raise RegistryError(f"{path} cannot be opened: {error.strerror}") from error
         try:
-            held.connect(base)
-            return cls(held, base)
+            return cls(held, held.connect(base), under)
         except BaseException:
             held.close()
             raise
@@ -96,12 +115,20 @@ class Registry:
 
         """
         return self._change(
-            checked_alias(alias), lambda at: rules.add(at, content_id, path, self._base.id, pinned=pinned), actor
+            checked_alias(alias), lambda at: rules.add(at, content_id, path, self._place.base_id, pinned=pinned), actor
         )
 
     def loaded(self, name: str, verified: str, actor: str = "") -> Version:
         """It is in the engine, and its verification said `verified`: CHECKED -> LOADED."""
-        return self._change(name, lambda at: rules.loaded(at, name, verified), actor)
+        return self._change(name, lambda at: rules.loaded(at, name, verified, self._under), actor)
+
+    def verified(self, name: str, verified: str, actor: str = "") -> Version:
+        """It was verified again, under what this server is: LOADED | CANARY | LIVE stay so."""
+        return self._change(name, lambda at: rules.verified(at, name, verified, self._under), actor)
+
+    def verified_otherwise(self) -> list[Version]:
+        """The versions that may answer, and were verified under something else than this server is."""
+        return [v for v in self.present() if v.state in SERVED and v.verified_under != self._under]
 
     def failed(self, name: str, reason: str, actor: str = "") -> Version:
         """It did not get into the engine, or not past its verification: CHECKED -> UNLOADED."""
@@ -145,7 +172,7 @@ class Registry:
 
     def present(self) -> list[Version]:
         """Those of all aliases that are not UNLOADED, sorted by name: what the door follows."""
-        return tables.present(self._held.connection, self._base.id)
+        return tables.present(self._held.connection, self._place)
 
     def find(self, name: str) -> Version | None:
         """The version of that name, `alias@id12`."""
@@ -160,7 +187,7 @@ class Registry:
         return tables.history(self._held.connection, alias, limit)
 
     def _alias(self, name: str) -> Alias:
-        return tables.read(self._held.connection, name, self._base.id)
+        return tables.read(self._held.connection, name, self._place)
 
     def _alias_of(self, name: str) -> Alias:
         return self._alias(name.partition("@")[0])
@@ -181,7 +208,7 @@ class Registry:
     def _apply(self, before: Alias, change: Change, actor: str) -> Event:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         changed = (v._replace(changed_at=now) for v in change.alias.versions if v != before.find(v.name))
-        tables.write(self._held.connection, before, change.alias.put(*changed))
+        tables.write(self._held.connection, before, change.alias.put(*changed), self._place.folder)
         event = Event(now, actor, change.verb, before.name, change.version, change.detail)
         tables.note(self._held.connection, event)
         return event
@@ -205,12 +232,13 @@ class _Held:
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
         self._path = path
+        self.folder = path.parent.absolute()
 
-    def connect(self, base: Base) -> None:
-        """Open the file, and make sure that it is a registry of `base`."""
+    def connect(self, base: Base | None) -> Base:
+        """Open the file, and make sure that it is a registry of `base`, of any if that is None; of which it is."""
         try:
             self.connection = tables.connect(self._path)
-            if tables.is_empty(self.connection):
+            if base and tables.is_empty(self.connection):
                 with tables.transaction(self.connection):
                     tables.create(self.connection, base)
                 sync_directory(self._path.parent)
@@ -223,12 +251,16 @@ class _Held:
             raise RegistryError(
                 f"{self._path} has schema {schema}; this tuneship reads up to {tables.SCHEMA}", hint="upgrade tuneship"
             )
-        if written.id != base.id:
+        if base and written.id != base.id:
             raise RegistryError(
                 f"{self._path} is of adapters on {written.name} (weights {written.id[:12]}), "
                 f"not on {base.name} (weights {base.id[:12]})",
                 hint=f"serve {written.name}, or give this server another --state directory",
             )
+        if schema < tables.SCHEMA:
+            with tables.transaction(self.connection):
+                tables.migrate(self.connection, schema, self.folder)
+        return written
 
     def close(self) -> None:
         """Both, in the order in which nobody else can come between."""

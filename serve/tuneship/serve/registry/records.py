@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 SHORT = 12
 """Hex digits of a content id in a version's name."""
+COPIES = "adapters"
+"""The folder beside a registry in which its versions' files lie."""
 
 
 class State(StrEnum):
@@ -48,6 +50,8 @@ class Version(NamedTuple):
     verified: str
     """`""` (not yet), `passed`, `no evidence`, or `failed: ...`."""
     changed_at: str
+    verified_under: str = ""
+    """What the server was when that was found out: its weights, their type, its template. `""`: nobody knows."""
 
     @property
     def name(self) -> str:

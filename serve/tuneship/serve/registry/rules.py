@@ -73,10 +73,18 @@ def add(alias: Alias, content_id: str, path: Path, base_id: str, *, pinned: bool
     return Change(alias.put(version), "add", name, f"generation {generation}")
 
 
-def loaded(alias: Alias, name: str, verified: str) -> Change:
+def loaded(alias: Alias, name: str, verified: str, under: str) -> Change:
     """It is in the engine, and was compared with what was trained."""
     version = _in_state(alias, name, "loaded", State.CHECKED)
-    return Change(alias.put(version._replace(state=State.LOADED, verified=verified)), "loaded", name, verified)
+    now = version._replace(state=State.LOADED, verified=verified, verified_under=under)
+    return Change(alias.put(now), "loaded", name, verified)
+
+
+def verified(alias: Alias, name: str, found: str, under: str) -> Change:
+    """It was compared again, in a server that is another than it was."""
+    version = _in_state(alias, name, "verified", *SERVED)
+    now = version._replace(verified=found, verified_under=under)
+    return Change(alias.put(now), "verified", name, f"{found} ({under})" if under else found)
 
 
 def failed(alias: Alias, name: str, reason: str) -> Change:

@@ -3,6 +3,8 @@
 What must never be is forbidden by the tables themselves, so that no fault of the code above can write it: two live
 versions of an alias, a share without a live version, shares that leave it nothing, an engine's name used twice, weight
 for a version that failed its verification, a history that is changed.
+
+Files lie beside the registry and are written down as seen from there, so that it can be moved with them.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tuneship.core.errors import RegistryError
-from tuneship.serve.registry.records import Event, State, Version
+from tuneship.serve.registry.records import COPIES, Event, State, Version
 from tuneship.serve.registry.rules import Alias
 
-SCHEMA = 1
+SCHEMA = 2
 _BUSY_S = 1.0
 """How long a stranger who writes to the file may keep us, and the door with us."""
 
@@ -40,7 +42,8 @@ _TABLES = (
         generation INTEGER NOT NULL CHECK (generation >= 1),
         pinned INTEGER NOT NULL CHECK (pinned IN (0, 1)),
         verified TEXT NOT NULL CHECK (state NOT IN ('canary', 'live') OR substr(verified, 1, 6) != 'failed'),
-        changed_at TEXT NOT NULL
+        changed_at TEXT NOT NULL,
+        verified_under TEXT NOT NULL DEFAULT ''
     ) STRICT""",
     "CREATE UNIQUE INDEX one_live_version ON versions (alias) WHERE state = 'live'",
     "CREATE UNIQUE INDEX one_version_of_a_folder ON versions (path) WHERE state != 'unloaded'",
@@ -80,7 +83,7 @@ _TABLES = (
 
 _OUTERMOST = ("BEGIN IMMEDIATE", "COMMIT", "ROLLBACK")
 _NESTED = ("SAVEPOINT verb", "RELEASE verb", "ROLLBACK TO verb")
-_COLUMNS = "alias, content_id, path, state, weight, generation, pinned, verified, changed_at"
+_COLUMNS = "alias, content_id, path, state, weight, generation, pinned, verified, changed_at, verified_under"
 
 
 class Base(NamedTuple):
@@ -88,6 +91,13 @@ class Base(NamedTuple):
 
     id: str
     name: str
+
+
+class Place(NamedTuple):
+    """What all versions of a registry have in common: the base, and the folder in which the registry lies."""
+
+    base_id: str
+    folder: Path
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -145,31 +155,43 @@ def identity(connection: sqlite3.Connection) -> tuple[int, Base]:
     return schema, Base(*base)
 
 
+def migrate(connection: sqlite3.Connection, schema: int, folder: Path) -> None:
+    """Make a registry of `schema` that lies in `folder` one of this schema, in the transaction that is open."""
+    if schema == 1:  # paths were absolute, and are another folder's where the registry was moved or copied
+        connection.execute("ALTER TABLE versions ADD COLUMN verified_under TEXT NOT NULL DEFAULT ''")
+        for name, path in connection.execute("SELECT name, path FROM versions").fetchall():
+            own = folder / COPIES / Path(path).name
+            seen_from_here = _seen_from(folder, own if own.is_dir() else Path(path))
+            connection.execute("UPDATE versions SET path = ? WHERE name = ?", (seen_from_here, name))
+    connection.execute("UPDATE registry SET schema = ?", (SCHEMA,))
+
+
 def aliases(connection: sqlite3.Connection) -> list[str]:
     """The names of all aliases."""
     return [name for (name,) in connection.execute("SELECT DISTINCT alias FROM versions ORDER BY alias")]
 
 
-def read(connection: sqlite3.Connection, alias: str, base_id: str) -> Alias:
+def read(connection: sqlite3.Connection, alias: str, place: Place) -> Alias:
     """All that is known of `alias`."""
     rows = connection.execute(f"SELECT {_COLUMNS} FROM versions WHERE alias = ?", (alias,))  # noqa: S608
     lives = connection.execute("SELECT name FROM lives WHERE alias = ? ORDER BY position", (alias,))
-    return Alias(alias, lives=tuple(name for (name,) in lives)).put(*(_version(row, base_id) for row in rows))
+    return Alias(alias, lives=tuple(name for (name,) in lives)).put(*(_version(row, place) for row in rows))
 
 
-def present(connection: sqlite3.Connection, base_id: str) -> list[Version]:
+def present(connection: sqlite3.Connection, place: Place) -> list[Version]:
     """The versions of all aliases that are not unloaded: an index finds them, however many there ever were."""
     rows = connection.execute(f"SELECT {_COLUMNS} FROM versions WHERE state != 'unloaded' ORDER BY alias")  # noqa: S608
-    aliases = groupby((_version(row, base_id) for row in rows), key=lambda version: version.alias)
+    aliases = groupby((_version(row, place) for row in rows), key=lambda version: version.alias)
     return [version for alias, versions in aliases for version in Alias(alias).put(*versions).versions]
 
 
-def _version(row: Sequence[Any], base_id: str) -> Version:
+def _version(row: Sequence[Any], place: Place) -> Version:
     alias, content_id, path, state, weight, generation, pinned, *rest = row
-    return Version(alias, content_id, base_id, Path(path), State(state), weight, generation, bool(pinned), *rest)
+    path = place.folder / path  # one that is absolute stays so
+    return Version(alias, content_id, place.base_id, path, State(state), weight, generation, bool(pinned), *rest)
 
 
-def write(connection: sqlite3.Connection, before: Alias, after: Alias) -> None:
+def write(connection: sqlite3.Connection, before: Alias, after: Alias, folder: Path) -> None:
     """Bring the tables from `before` to `after`, in the transaction that is open.
 
     All weight is taken back, then given anew, the live version first: each statement leaves a valid table.
@@ -182,7 +204,7 @@ def write(connection: sqlite3.Connection, before: Alias, after: Alias) -> None:
     for version in sorted(after.versions, key=lambda version: version.state is State.CANARY):
         known = before.find(version.name)
         if version != known or version.name in weighted:
-            _put(connection, version, new=known is None)
+            _put(connection, version, folder, new=known is None)
     if before.lives != after.lives:
         connection.execute("DELETE FROM lives WHERE alias = ?", (after.name,))
         rows = ((after.name, position, name) for position, name in enumerate(after.lives))
@@ -215,10 +237,14 @@ def last_verb(connection: sqlite3.Connection, name: str, verbs: Iterable[str]) -
     return row[0] if row else ""
 
 
-def _put(connection: sqlite3.Connection, version: Version, *, new: bool) -> None:
+def _seen_from(folder: Path, path: Path) -> str:
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def _put(connection: sqlite3.Connection, version: Version, folder: Path, *, new: bool) -> None:
     row = version._asdict() | {
         "name": version.name,
-        "path": str(version.path),
+        "path": _seen_from(folder, version.path),
         "weight": version.weight if version.state is State.CANARY else 0.0,
     }
     columns = [column for column in row if column != "base_id"]
