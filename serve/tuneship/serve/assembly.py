@@ -16,8 +16,9 @@ from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
 from tuneship.serve import quantized, scratch
+from tuneship.serve.books import Books, Engine
 from tuneship.serve.catalog import Catalog
-from tuneship.serve.deploy import Books, Deployer, Engine, Verify
+from tuneship.serve.deploy import Deployer, Verify
 from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure, pick_dtype
 from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.preflight import Limits

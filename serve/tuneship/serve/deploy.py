@@ -16,21 +16,19 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeVar, cast
 
 from tuneship.core.errors import EngineError, PreflightError, RegistryError, TuneshipError
 from tuneship.core.progress import say
 from tuneship.serve import engine_adapters, quantized
+from tuneship.serve.books import Books, Engine
 from tuneship.serve.catalog import Entry, checked_alias
-from tuneship.serve.metrics import Metrics
+from tuneship.serve.leaving import Leaving
 from tuneship.serve.preflight import CheckedAdapter
 from tuneship.serve.preflight.apart import Checker
-from tuneship.serve.registry import SERVED, Registry, State, Version
-from tuneship.serve.routes import Routes
-from tuneship.serve.slots import Slots
-from tuneship.serve.store import AdapterStore, Begun
-from tuneship.serve.supervisor import Phase, Supervisor
-from tuneship.serve.upstream import Upstream
+from tuneship.serve.registry import SERVED, State, Version
+from tuneship.serve.store import Begun
+from tuneship.serve.supervisor import Phase
 
 DRAIN_S = 60.0
 _READY_S = 5.0
@@ -43,23 +41,6 @@ Verify = Callable[[Version, Path, asyncio.Event], Awaitable[str]]
 ParityError where it is another model. What it can find out without the adapter, it finds out before."""
 
 
-class Engine(NamedTuple):
-    """The engine, as far as adapters come and go."""
-
-    supervisor: Supervisor
-    upstream: Upstream
-
-
-class Books(NamedTuple):
-    """Where it is written what shall be served, where its files lie, and what the door reads."""
-
-    registry: Registry
-    store: AdapterStore
-    routes: Routes
-    metrics: Metrics
-    slots: Slots
-
-
 class Deployer:
     """Changes what a server serves; all on the server's event loop."""
 
@@ -68,7 +49,8 @@ class Deployer:
         self._engine = engine
         self._checker = checker
         self._verify = verify
-        self._endings: dict[str, asyncio.Task[EngineError | None]] = {}
+        self._leaving = Leaving(books, engine, self._refresh)
+        self._arriving: set[str] = set()
         self._seeded: frozenset[str] = frozenset()
 
     async def load(
@@ -77,13 +59,13 @@ class Deployer:
         """Bring the adapter at `path` into the engine and give it `weight` of the requests to `alias`.
 
         Without `weight` the first version of an alias takes all of them, and a later one none until it is promoted.
-        A version that is loaded already only gets the weight.
+        A version that is loaded already only gets the weight; it cannot be pinned any more.
 
         Raises:
             ArtifactError, PreflightError: it cannot be served here; nothing has changed.
             ParityError: what answers is not what was trained; it is unloaded again.
             EngineError: the engine is not there, or said nothing in time.
-            RegistryError: it is just coming or going, or the weight makes no sense.
+            RegistryError: it is just coming or going, it is here without being pinned, or the weight makes no sense.
 
         """
         async with self._copying(path) as begun:
@@ -98,6 +80,11 @@ class Deployer:
                 )
             known = self._registry.find(f"{alias}@{checked.content_id[:12]}")
             if known and known.state in SERVED:
+                if pinned and not known.pinned:
+                    raise RegistryError(
+                        f"{known.name} is loaded, and was not pinned then",
+                        hint=f"tuneship adapters unload {known.name}, then load it with --pin",
+                    )
                 await self._checker.prove(checked, checked.path)
                 return self._give(known, weight, actor)
             return await self._bring_in(checked, alias, path, begun, weight, pinned=pinned, actor=actor)
@@ -138,15 +125,15 @@ class Deployer:
                 new, and is unloaded when they end.
 
         """
-        # First those on their way in: they are refused, and then nothing has changed.
-        versions = sorted(self._of(name), key=lambda v: v.state is not State.CHECKED)
-        leaving = [self._registry.drain(v.name, actor, whole_alias="@" not in name) for v in versions]
+        self._give_up_left(actor)
+        with self._registry.at_once():
+            leaving = [self._registry.drain(v.name, actor, whole_alias="@" not in name) for v in self._of(name)]
         self._refresh()
-        endings = [self._end(version, actor) for version in leaving]
+        endings = [self._leaving.begin(version, actor) for version in leaving]
         done, waiting = await asyncio.wait(endings, timeout=timeout_s)
         for ending in done:
             if failure := ending.result():
-                raise failure
+                raise EngineError(failure.message, hint=f"{name} answers nobody new; it is tried again until it is out")
         if waiting:
             count = sum(self._routes.in_flight(version.name) for version in leaving)
             raise EngineError(
@@ -164,9 +151,9 @@ class Deployer:
         for version in self._registry.versions():
             if version.state in SERVED and not version.path.is_dir():  # SGLang would look for it on the hub
                 say(f"warning: {version.name} cannot be served any more: {version.path} is gone")
-                self._gone(self._registry.drain(version.name, actor, whole_alias=True), actor)
+                self._leaving.gone(self._registry.drain(version.name, actor, whole_alias=True), actor)
             elif version.state is State.DRAINING:  # its requests died with the engine
-                self._gone(version, actor)
+                self._leaving.gone(version, actor)
         self._slots.restarted()
         return [v for v in self._registry.versions() if v.state in SERVED or v.name in self._seeded]
 
@@ -205,10 +192,11 @@ class Deployer:
         loaded.set()
         for version, source in fresh:
             verified = await self._verify(version, source, loaded)
-            self._registry.loaded(version.name, verified, "start")
             if before := self._live(version.alias):
                 say(f"{version.name} is new in --adapters: it answers in place of {before.name}")
-            self._registry.promote(version.name, "start")
+            with self._registry.at_once():
+                self._registry.loaded(version.name, verified, "start")
+                self._registry.promote(version.name, "start")
         self._seeded = frozenset()
         self._refresh()
         self._checker.start()  # now, when the engine's own start no longer needs the processor
@@ -235,22 +223,33 @@ class Deployer:
     ) -> Version:
         """The checked adapter, loaded, proven and judged, with its weight; one that comes or goes is refused."""
         await self._engine.supervisor.ready(_READY_S)
+        restarts = self._engine.supervisor.restarts
+        self._give_up_left(actor)
         kept = await asyncio.to_thread(self._store.copy, checked, await asyncio.shield(begun))
         try:
             version = self._registry.add(alias, checked.content_id, kept, pinned=pinned, actor=actor)
         except TuneshipError:
             self._store.drop(kept)
             raise
+        self._arriving.add(version.name)
         try:
             flushed = asyncio.to_thread(self._store.flush, kept)
             _, (remarks, verified) = await _together(flushed, self._judged(version, checked, source))
             remarks = (*remarks, *quantized.remarks(source, self._routes.base.path))
+            if self._engine.supervisor.restarts != restarts or self._engine.supervisor.phase is not Phase.READY:
+                raise EngineError(f"the engine ended while {version.name} was loaded", hint="load it again")
+            now, refused = self._arrived(version, verified, weight, actor)
         except BaseException as error:
             await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
             raise
+        finally:
+            self._arriving.discard(version.name)
         for remark in remarks:
             say(f"warning: {remark}")
-        return self._arrived(version, verified, weight, actor)
+        self._refresh()
+        if refused:
+            raise refused
+        return now
 
     async def _judged(self, version: Version, checked: CheckedAdapter, source: Path) -> tuple[tuple[str, ...], str]:
         """(remarks, what verification says of it), once it is in the engine."""
@@ -277,23 +276,32 @@ class Deployer:
                 await engine_adapters.unload(self._engine.upstream, version.selector)
             except EngineError as error:
                 say(f"warning: {version.name} may still lie in the engine, unreachable: {error.message}")
+        self._metrics.adapter_load_failed()
+        try:
+            self._give_up(version, reason, actor)
+        except RegistryError as error:
+            say(f"warning: {version.name} was not loaded, which cannot be written down yet: {error.message}")
+
+    def _give_up_left(self, actor: str) -> None:
+        """What did not make it, and could not be written down then."""
+        for version in self._registry.versions():
+            if version.state is State.CHECKED and version.name not in self._arriving | self._seeded:
+                self._give_up(version, "its load had failed before", actor)
+
+    def _give_up(self, version: Version, reason: str, actor: str) -> None:
         self._registry.failed(version.name, reason, actor)
         self._store.drop(version.path)
-        self._metrics.adapter_load_failed()
 
-    def _arrived(self, version: Version, verified: str, weight: float | None, actor: str) -> Version:
-        """It is loaded and has its weight, in one write; where that is refused it is loaded all the same."""
-        refused: RegistryError | None = None
+    def _arrived(
+        self, version: Version, verified: str, weight: float | None, actor: str
+    ) -> tuple[Version, RegistryError | None]:
+        """Loaded and with its weight, in one write; where that is refused it is loaded all the same, and why."""
         with self._registry.at_once():
             now = self._registry.loaded(version.name, verified, actor)
             try:
-                now = self._weighed(now, weight, actor)
-            except RegistryError as error:
-                refused = error
-        self._refresh()
-        if refused:
-            raise refused
-        return now
+                return self._weighed(now, weight, actor), None
+            except RegistryError as refused:
+                return now, refused
 
     def _give(self, version: Version, weight: float | None, actor: str) -> Version:
         return self._changed(self._weighed(version, weight, actor))
@@ -306,35 +314,6 @@ class Deployer:
         if weight >= 1:
             return self._registry.promote(version.name, actor)
         return self._registry.weigh(version.name, weight, actor)
-
-    def _end(self, version: Version, actor: str) -> asyncio.Task[EngineError | None]:
-        """Its ending, which goes on whoever waits for it; what went wrong with it."""
-
-        async def ending() -> EngineError | None:
-            try:
-                await self._routes.drained(version.name, None)
-                await engine_adapters.unload(self._engine.upstream, version.selector)
-            except EngineError as error:
-                self._metrics.adapter_unloaded(failed=True)
-                return error  # it stays in DRAINING, and is gone with this engine
-            else:
-                self._gone(version, actor)
-                return None
-            finally:
-                del self._endings[version.selector]
-
-        if version.selector not in self._endings:  # an earlier load of it may still be ending
-            self._endings[version.selector] = asyncio.create_task(ending())
-        return self._endings[version.selector]
-
-    def _gone(self, version: Version, actor: str) -> None:
-        now = self._registry.find(version.name)
-        if now is None or now.state is not State.DRAINING or now.generation != version.generation:
-            return
-        self._registry.unloaded(version.name, actor)
-        self._store.drop(version.path)
-        self._metrics.adapter_unloaded()
-        self._refresh()
 
     def _changed(self, version: Version) -> Version:
         self._refresh()

@@ -19,8 +19,9 @@ from tuneship.core.errors import PreflightError, TuneshipError
 from tuneship.core.files import sha256_text
 from tuneship.core.model_source import ModelSource
 from tuneship.serve import preflight
+from tuneship.serve.books import Books, Engine
 from tuneship.serve.catalog import Entry
-from tuneship.serve.deploy import Books, Deployer, Engine
+from tuneship.serve.deploy import Deployer
 from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.preflight import BaseModel, CheckedAdapter, Limits
 from tuneship.serve.registry import Registry, State, Version

@@ -202,6 +202,24 @@ async def test_the_adapters_of_a_start(world, adapters, check, capsys):
     assert world.states()[fresh[0][0].name] is State.CHECKED
 
 
+async def test_a_start_that_ends_between_two_writes_is_made_good_by_the_next(world, adapters, check, monkeypatch):
+    made = check(adapters[0])
+    entry = Entry("sql", f"sql@{made.content_id[:12]}", "s", adapters[0], made.content_id, "b")
+    fresh = world.deployer.seed([entry])
+    world.engine.adapters = {version.selector for version, _ in fresh}
+
+    def full(*_: str) -> None:
+        raise RegistryError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.registry, "promote", full)
+        with pytest.raises(RegistryError):
+            await world.deployer.settle(fresh)
+    assert world.states() == {fresh[0][0].name: State.CHECKED}
+    await world.deployer.settle(fresh)
+    world.agree()
+
+
 async def test_what_has_lost_its_files_is_given_up(world, adapters):
     version = await world.deployer.load(adapters[0], alias="sql")
     version.path.rename(version.path.parent.parent / "elsewhere")

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from tests.unit.serve.scripted import GENERATE, LOAD, UNLOAD, until
-from tuneship.core.errors import ArtifactError, ParityError, PreflightError, RegistryError
+from tuneship.core.errors import ArtifactError, EngineError, ParityError, PreflightError, RegistryError
 from tuneship.serve import quantized
 from tuneship.serve.registry import Registry, State
 from tuneship.serve.store import AdapterStore
+from tuneship.serve.supervisor import Phase
 
 
 def held_up(world: Any, monkeypatch: pytest.MonkeyPatch, phase: str) -> asyncio.Event:
@@ -271,3 +272,64 @@ async def test_a_copy_of_something_else_is_unloaded_unasked(world, adapters, mon
     assert world.engine.asked == [LOAD, UNLOAD]
     assert list(world.states().values()) == [State.UNLOADED]
     world.agree()
+
+
+@pytest.mark.parametrize("phase", [Phase.RESTARTING, Phase.READY])
+async def test_what_the_next_engine_was_not_started_with_does_not_answer(world, adapters, monkeypatch, phase):
+    goes_on = held_up(world, monkeypatch, "prove")
+    loading = asyncio.create_task(world.deployer.load(adapters[0], alias="sql"))
+    await until(lambda: GENERATE in world.engine.asked)
+    world.supervisor.restarts += 1
+    world.phase(Phase.RESTARTING)
+    world.engine.adapters = {version.selector for version in world.deployer.restored()}
+    world.phase(phase)
+    goes_on.set()
+    with pytest.raises(EngineError, match="the engine ended while"):
+        await loading
+    assert list(world.states().values()) == [State.UNLOADED]
+    world.agree()
+
+
+@pytest.mark.parametrize("still_full", [False, True])
+async def test_a_registry_that_cannot_be_written_leaves_nothing_in_the_engine(
+    world, adapters, monkeypatch, still_full, capsys
+):
+    def full(*_: Any) -> Any:
+        raise RegistryError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.registry, "loaded", full)
+        if still_full:
+            patch.setattr(world.registry, "failed", full)
+        with pytest.raises(RegistryError, match="the disk is full"):
+            await world.deployer.load(adapters[0], alias="sql")
+        assert not world.engine.adapters
+    assert list(world.states().values()) == [State.CHECKED if still_full else State.UNLOADED]
+    assert ("cannot be written down yet" in capsys.readouterr().err) is still_full
+    assert (await world.deployer.load(adapters[0], alias="sql")).generation == 2
+    world.agree()
+
+
+async def test_what_could_not_be_written_holds_up_no_unload(world, adapters, monkeypatch):
+    def full(*_: Any) -> Any:
+        raise RegistryError("the disk is full")
+
+    await world.deployer.load(adapters[0], alias="sql")
+    with monkeypatch.context() as patch:
+        patch.setattr(world.registry, "loaded", full)
+        patch.setattr(world.registry, "failed", full)
+        with pytest.raises(RegistryError):
+            await world.deployer.load(adapters[1], alias="sql")
+    await world.deployer.unload("sql")
+    world.agree()
+
+
+async def test_a_version_that_is_there_cannot_be_pinned_any_more(world, adapters):
+    version = await world.deployer.load(adapters[0], alias="sql")
+    with pytest.raises(RegistryError, match="was not pinned then") as caught:
+        await world.deployer.load(adapters[0], alias="sql", pinned=True)
+    assert f"unload {version.name}" in caught.value.hint
+    world.agree()
+    await world.deployer.unload("sql")
+    assert (await world.deployer.load(adapters[0], alias="sql", pinned=True)).pinned
+    assert (await world.deployer.load(adapters[0], alias="sql")).pinned

@@ -128,7 +128,33 @@ kept = len(emptied)
 common.get_available_gpu_memory("cuda", 0)
 memory = {"free": there, "kept": kept, "elsewhere": len(emptied)}
 
-print(json.dumps({"hooks": hooks, "formats": formats, "open": open_ids, "memory": memory}))
+import asyncio
+from tuneship.serve.sglang_plugin import adapters_in_use
+adapters_in_use.GIVE_UP_S = 0.1
+
+async def unload(used):
+    users = {"one": SimpleNamespace(obj=SimpleNamespace(lora_path="a"))} if used else {}
+    registry = SimpleNamespace(_registry={"a": SimpleNamespace(lora_id=7)}, _counters={7: "wrong for ever"})
+    manager, asked = SimpleNamespace(rid_to_state=users, lora_registry=registry), SimpleNamespace(lora_name="a")
+
+    async def locked(manager, request):
+        return f"unloaded by {type(registry._counters[7]).__name__}"
+
+    async def unlocked(manager, request, *_):
+        reached.append(len(manager.rid_to_state))
+        return await adapters_in_use.unload_uncounted(locked, manager, request)
+
+    reached, said = [], []
+    for way, original in ((adapters_in_use.unload_when_unused, unlocked), (adapters_in_use.unload_uncounted, locked)):
+        try:
+            said.append(await way(original, manager, asked))
+        except TimeoutError as error:
+            said.append(str(error))
+    return {"reached the lock": reached, "said": said}
+
+unloads = [asyncio.run(unload(used)) for used in (False, True)]
+
+print(json.dumps({"hooks": hooks, "formats": formats, "open": open_ids, "memory": memory, "unloads": unloads}))
 """
 
 
@@ -140,7 +166,13 @@ def in_ours() -> dict:
 
 def test_the_general_plugin_hooks_what_every_device_needs(in_ours):
     manager = "sglang.srt.managers.tokenizer_manager.TokenizerManager"
-    hooked = ("_discard_pending_req_states", "_handle_abort_req", "_handle_batch_output", "_unload_lora_adapter_locked")
+    hooked = (
+        "_discard_pending_req_states",
+        "_handle_abort_req",
+        "_handle_batch_output",
+        "_unload_lora_adapter_locked",
+        "unload_lora_adapter",
+    )
     assert in_ours["hooks"] == [
         "sglang.srt.lora.lora.LoRAAdapter.initialize_weights",
         *(f"{manager}.{name}" for name in hooked),
@@ -168,6 +200,15 @@ def test_gap_the_count_of_an_adapters_requests_is_wrong_for_ever():
     given_up = source.split("def _discard_pending_req_states", 1)[1].split("\n    def ", 1)[0]
     assert "AbortReq" in given_up
     assert "lora" not in given_up
+
+
+def test_an_unload_waits_for_requests_before_it_takes_the_lock(in_ours):
+    unused, used = in_ours["unloads"]
+    assert unused == {"reached the lock": [0], "said": ["unloaded by ConcurrentCounter"] * 2}
+    still, again = used["said"]
+    assert used["reached the lock"] == []
+    assert "a is still used by 1 requests" in still
+    assert "a is used again by 1 requests" in again
 
 
 def test_upstream_still_reads_adapters_in_their_bases_format():

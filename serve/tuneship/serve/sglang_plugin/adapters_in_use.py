@@ -3,7 +3,7 @@
 Upstream gap: SGLang counts the requests of each adapter (`lora/lora_registry.py`, 0.5.17), and an unload waits until
 there are none, with the lock that every load needs. The count is wrong for ever after a client that went away, a prompt
 that is too long, and `n` above 1. Here an unload asks instead which requests there are: those that SGLang answers, and
-those that it gave up and whose end its scheduler has not said yet. When the gap is mended,
+those that it gave up and whose end its scheduler has not said yet. It waits for them before it takes the lock. When the gap is mended,
 `tests/unit/serve/test_plugin.py` fails and says so.
 """
 
@@ -22,7 +22,8 @@ HOOKED = {
     "given_up": f"{_MANAGER}._discard_pending_req_states",
     "output": f"{_MANAGER}._handle_batch_output",
     "aborted": f"{_MANAGER}._handle_abort_req",
-    "unload": f"{_MANAGER}._unload_lora_adapter_locked",
+    "unload": f"{_MANAGER}.unload_lora_adapter",
+    "unload_locked": f"{_MANAGER}._unload_lora_adapter_locked",
 }
 GIVE_UP_S = 20.0
 _POLL_S = 0.005
@@ -37,6 +38,7 @@ def install() -> None:
     HookRegistry.register(HOOKED["output"], forget_finished, HookType.BEFORE)
     HookRegistry.register(HOOKED["aborted"], forget_aborted, HookType.BEFORE)
     HookRegistry.register(HOOKED["unload"], unload_when_unused, HookType.AROUND)
+    HookRegistry.register(HOOKED["unload_locked"], unload_uncounted, HookType.AROUND)
     HookRegistry.apply_hooks()
 
 
@@ -64,11 +66,11 @@ def forget_aborted(_: Any, abort: Any, *__: Any) -> None:
     _given_up.pop(abort.rid, None)
 
 
-async def unload_when_unused(original: Callable[..., Awaitable[Any]], manager: Any, request: Any) -> Any:
-    """Unload once no request uses the adapter.
+async def unload_when_unused(original: Callable[..., Awaitable[Any]], manager: Any, request: Any, *rest: Any) -> Any:
+    """Unload once no request uses the adapter; loads go on meanwhile.
 
     Raises:
-        TimeoutError: one still does after `GIVE_UP_S`; the lock is free again.
+        TimeoutError: one still does after `GIVE_UP_S`.
 
     """
     deadline = time.monotonic() + GIVE_UP_S
@@ -76,9 +78,20 @@ async def unload_when_unused(original: Callable[..., Awaitable[Any]], manager: A
         await asyncio.sleep(_POLL_S)  # at least once: a request that has just ended takes itself off the count
         users = _users(manager, request.lora_name)
         if not users:
-            break
+            return await original(manager, request, *rest)
         if time.monotonic() > deadline:
             raise TimeoutError(f"{request.lora_name} is still used by {len(users)} requests: {users[:3]}")
+
+
+async def unload_uncounted(original: Callable[..., Awaitable[Any]], manager: Any, request: Any) -> Any:
+    """Unload, with the lock, what nobody uses by now, whatever was counted.
+
+    Raises:
+        TimeoutError: somebody does.
+
+    """
+    if users := _users(manager, request.lora_name):
+        raise TimeoutError(f"{request.lora_name} is used again by {len(users)} requests: {users[:3]}")
     adapter = manager.lora_registry._registry.get(request.lora_name)
     if adapter is not None:
         manager.lora_registry._counters[adapter.lora_id] = ConcurrentCounter()
