@@ -136,7 +136,7 @@ class Serve(Section):
     mode: Literal["merged", "adapters", "auto"] = "merged"
     """auto, before training: merged where 16-bit weights and a usable KV cache fit, else adapters on the NF4 base."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Of the served weights and activations; auto: bfloat16 where the hardware has it."""
+    """Of the served weights and activations; auto: bfloat16, which every card that serves has."""
     quantization: Literal["none", "nf4", "dequantized", "fp8", "w4a16"] = "none"
     """Of the served base. nf4: written once, and bit for bit what adapters are trained on; dequantized: the values of
     that in 16 bits, for their memory at their speed; fp8: SGLang's, on a GPU."""
@@ -162,7 +162,8 @@ class Serve(Section):
     drain_s: Annotated[float, Field(ge=0)] = 30
     """What is in flight when the server is told to end may take so long."""
     extra_args: tuple[str, ...] = ()
-    """Handed to SGLang as they are; the last of a flag that is given twice counts."""
+    """Handed to SGLang as they are; the last of a flag that is given twice counts. What would open the engine to
+    others, write prompts down or serve something else is refused by name."""
 
     @model_validator(mode="after")
     def _quantization_is_there_to_be_made(self) -> Serve:
