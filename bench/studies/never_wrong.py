@@ -3,10 +3,12 @@
 Two versions each of eight adapters, every one with an answer of its own (a marker), on one tiny base. Requests to all
 of them, the same prompts to each, 16 to 32 at a time, half of them streams; meanwhile loads, promotes, canaries,
 rollbacks and unloads, and the engine killed with SIGKILL. Every answer is held against the version that its header
-names, against the alias that was asked for, and against what the verbs had done by then.
+names, against the alias that was asked for, and against what the verbs had done when the request was sent
+(`answering.py`): while a verb runs, what was and what shall be; after it, what it shall have done alone.
 
-It fails if one answer came from another adapter or from the base, if one came from a version that was unloaded, if
-anything failed outside the kills, or if a failure had another form than OpenAI's error.
+It fails if one answer came from another adapter or from the base, from a version that was unloaded or had no weight,
+if a verb did something else than it says, if anything failed outside the kills, if a failure had another form than
+OpenAI's error, or if fewer verbs were done than were asked for; those that were refused are counted apart.
 
 Not shown: throughput. Two cores answer slowly, and the adapters are tiny.
 
@@ -17,36 +19,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import os
 import random
 import shlex
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import aiohttp
-import psutil
+from answering import Alias, Timeline
+from made import made
+from marker_server import ALIASES, BASE, contents, prepare, served
 
 from tuneship.core import hardware
-from tuneship.core.endpoint import read_endpoint
-from tuneship.core.process import descendants, stop_tree
+from tuneship.core.process import descendants
 from tuneship.serve import running
 from tuneship.serve.refusals import RETRY_S
 
-ROOT = Path(__file__).parents[2]
-ALIASES = ("ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen")
-BASE = "tiny-llama"
 TOKENS = 10
+CLIENTS = 32
 VICTIMS = ("sglang::scheduler", "sglang.launch_server", "sglang::detokenizer")
-_START_S = 240
 _VERB_S = 300
 
 
@@ -55,6 +53,8 @@ class Asked(NamedTuple):
 
     model: str
     began: float
+    heard: float
+    """When its first byte came: its version was chosen before."""
     ended: float
     status: int
     version: str
@@ -78,10 +78,15 @@ class Storm:
         self.options, self.folder, self.markers, self.chats = options, folder, markers, chats
         self.draw = random.Random(options.seed)
         self.asked: list[Asked] = []
+        self.in_flight = 0
+        self.sampled: list[tuple[float, int]] = []
+        """(when, how many requests were in flight)."""
         self.gone: list[Gone] = []
         self.kills: list[tuple[float, float]] = []
         self.verbs: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
         self.refused_verbs: list[str] = []
+        self.without_effect: list[str] = []
         self.by_content: dict[str, str] = {}
 
     async def run(self, url: str, admin: running.Running, pid: int) -> None:
@@ -96,10 +101,13 @@ class Storm:
                 timeout=aiohttp.ClientTimeout(total=_VERB_S),
             ) as self.admin,
         ):
+            self.timeline = Timeline(await self._listed(), time.monotonic())
             left = iter(range(self.options.requests))
-            clients = [asyncio.create_task(self._client(left)) for _ in range(32)]
+            sampling = asyncio.create_task(self._sample())
+            clients = [asyncio.create_task(self._client(left)) for _ in range(CLIENTS)]
             trouble = [asyncio.create_task(self._operate()), asyncio.create_task(self._kill())]
             await asyncio.gather(*clients, *trouble)
+            sampling.cancel()
 
     async def _client(self, left: Any) -> None:
         for number in left:
@@ -114,10 +122,12 @@ class Storm:
 
     async def _ask(self, model: str, chat: Any, *, stream: bool) -> Asked:
         body = {"model": model, "messages": chat, "max_tokens": TOKENS, "temperature": 0, "stream": stream}
-        began = time.monotonic()
+        began = heard = time.monotonic()
         status, version, text, code = 0, "", "", ""
+        self.in_flight += 1
         try:
             async with self.http.post("/v1/chat/completions", json=body) as answer:
+                heard = time.monotonic()
                 status, version = answer.status, answer.headers.get("x-tuneship-version", "")
                 said = await answer.read()
             if status != 200:
@@ -128,12 +138,19 @@ class Storm:
                 text = json.loads(said)["choices"][0]["message"]["content"] or ""
         except (aiohttp.ClientError, TimeoutError, ValueError, LookupError) as error:
             code = f"? {type(error).__name__}: {error}"
-        return Asked(model, began, time.monotonic(), status, version, text, code)
+        finally:
+            self.in_flight -= 1
+        return Asked(model, began, heard, time.monotonic(), status, version, text, code)
+
+    async def _sample(self) -> None:
+        while True:
+            self.sampled.append((time.monotonic(), self.in_flight))
+            await asyncio.sleep(0.05)
 
     async def _operate(self) -> None:
-        """Change what is served, `--verbs` times, spread over the run."""
-        for number in range(self.options.verbs):
-            await self._until(number / (self.options.verbs + 1))
+        """Change what is served, until `--verbs` changes are done, spread over the run."""
+        while self.verbs.total() < self.options.verbs and len(self.asked) < self.options.requests:
+            await self._until(self.verbs.total() / (self.options.verbs + 1))
             await self._change(self.draw.choice(ALIASES))
 
     async def _change(self, alias: str) -> None:
@@ -141,29 +158,61 @@ class Storm:
         here = [v for v in await self._verb("GET", "/admin/adapters") if v["alias"] == alias]
         states = {v["version"]: v["state"] for v in here}
         beside = [name for name, state in states.items() if state in {"loaded", "canary"}]
-        choices: list[tuple[str, Any]] = [("rollback", alias)]
+        now = self.timeline.now[alias]
+        choices: list[tuple[str, Any]] = [("rollback", alias)] if now.canaries or len(now.lives) > 1 else []
         choices += [(verb, name) for name in beside for verb in ("promote", "weight", "unload", "unload")]
         present = {name.rpartition("@")[2] for name, state in states.items() if state != "unloaded"}
         for path in (self.folder / f"{alias}-1", self.folder / f"{alias}-2"):
             if self._content(path) not in present:
                 choices += [("load", path)] * 3
-        verb, what = self.draw.choice(choices)
-        began = time.monotonic()
+        if choices:
+            await self._do(alias, *self.draw.choice(choices))
+
+    async def _do(self, alias: str, verb: str, what: Any) -> None:
+        """Send it, and write down who may answer meanwhile and afterwards."""
+        weight: float | None = None
+        url, body, version = f"/admin/adapters/{what}/{verb}", {}, str(what)
         if verb == "load":
             weight = self.draw.choice([None, 0.3, 1.0])
-            body = {"path": str(what), "alias": alias, "weight": weight}
-            done = await self._verb("POST", "/admin/adapters", body)
-            if done:
-                self.gone = [
-                    gone._replace(until=began) if gone.version == done["version"] and gone.until > began else gone
-                    for gone in self.gone
-                ]
-        else:
-            body = {"weight": self.draw.choice([0.05, 0.5])} if verb == "weight" else {}
-            done = await self._verb("POST", f"/admin/adapters/{what}/{verb}", body)
-            if done and verb == "unload":
-                self.gone.append(Gone(what, time.monotonic(), float("inf")))
-        self.verbs[verb if done else f"{verb}, refused"] += 1
+            version = f"{alias}@{self._content(what)}"
+            url, body = "/admin/adapters", {"path": str(what), "alias": alias, "weight": weight}
+        elif verb == "weight":
+            weight = self.draw.choice([0.05, 0.5])
+            body = {"weight": weight}
+        before, began = self.timeline.now[alias], time.monotonic()
+        planned = self.timeline.begin(alias, verb, version, weight, at=began)
+        done = await self._verb("POST", url, body)
+        ended = time.monotonic()
+        listed = (await self._listed())[alias]
+        if done:
+            self.verbs[verb] += 1
+            if listed.answering != planned.answering:
+                self.without_effect.append(
+                    f"{verb} {what}: {sorted(listed.answering)}, not {sorted(planned.answering)}"
+                )
+        else:  # it may have been given up on its way: what is listed is one of the two
+            self.refused[verb] += 1
+            planned = planned if listed.answering == planned.answering else before
+        self.timeline.settle(alias, planned, at=ended)
+        if verb == "load" and done:
+            self.gone = [
+                gone._replace(until=began) if gone.version == version and gone.until > began else gone
+                for gone in self.gone
+            ]
+        elif verb == "unload" and done:
+            self.gone.append(Gone(version, ended, float("inf")))
+
+    async def _listed(self) -> dict[str, Alias]:
+        """What the server says of itself: with it the timeline begins, and verbs that were refused are looked up."""
+        rows = await self._verb("GET", "/admin/adapters")
+        named = {name: [row for row in rows if row["alias"] == name] for name in ALIASES}
+        return {
+            name: Alias(
+                tuple(row["version"] for row in here if row["state"] == "live"),
+                frozenset(row["version"] for row in here if row["state"] == "canary"),
+            )
+            for name, here in named.items()
+        }
 
     def _content(self, path: Path) -> str:
         return next(content for content, marked in self.by_content.items() if marked == self.markers[path.name])
@@ -207,26 +256,36 @@ class Storm:
                 found[fault] += 1
                 examples.setdefault(fault, asked)
         failed = [asked for asked in self.asked if asked.code]
+        # While there were requests to send: not the first that begin one by one, nor the last that end so.
+        sent = sorted(asked.began for asked in self.asked)
+        during = [(at, n) for at, n in self.sampled if sent[min(CLIENTS, len(sent) - 1)] <= at <= sent[-1]]
         return {
             "answered_by_another_adapter": found["another adapter"],
             "answered_by_the_base": found["the base"],
             "answered_after_unload": found["unloaded"],
+            "answered_without_weight": found["weight"],
+            "verbs_that_did_something_else": len(self.without_effect),
             "header_of_another_alias": found["header"],
             "failed_outside_the_kills": found["failed"],
             "failed_in_another_form": found["form"],
-            "examples": {fault: asked._asdict() for fault, asked in examples.items()},
+            "verbs_missing": max(self.options.verbs - self.verbs.total(), 0),
+            "examples": {fault: asked._asdict() for fault, asked in examples.items()} | self._odd_verbs(),
             "requests": len(self.asked),
             "answered": len(self.asked) - len(failed),
             "failed_in_the_kills": dict(Counter(asked.code for asked in failed)),
             "kill_to_ready_s": [round(end - begin, 1) for begin, end in self.kills],
+            "in_flight": _spread([n for at, n in during if not self._killed(at, at)]),
+            "in_flight_in_the_kills": _spread([n for at, n in during if self._killed(at, at)]),
+            "verbs_done": self.verbs.total(),
             "verbs": dict(sorted(self.verbs.items())),
+            "verbs_refused": dict(sorted(self.refused.items())),
             "refused_verbs": sorted(set(self.refused_verbs)),
             "versions_that_answered": len({asked.version for asked in self.asked if asked.version}),
         }
 
     def _faults(self, asked: Asked) -> list[str]:
         if asked.code:
-            inside = any(asked.began < end and asked.ended > begin for begin, end in self.kills)
+            inside = self._killed(asked.began, asked.ended)
             return [*([] if inside else ["failed"]), *(["form"] if asked.code.startswith("?") else [])]
         alias, _, content = asked.version.partition("@")
         if alias != asked.model:
@@ -239,7 +298,15 @@ class Storm:
             faults.append("another adapter" if heard else "the base")
         if any(gone.version == asked.version and gone.since < asked.began < gone.until for gone in self.gone):
             faults.append("unloaded")
+        elif asked.version not in self.timeline.allowed(alias, asked.began, asked.heard):
+            faults.append("weight")
         return faults
+
+    def _killed(self, since: float, until: float) -> bool:
+        return any(since < end and until > begin for begin, end in self.kills)
+
+    def _odd_verbs(self) -> dict[str, Any]:
+        return {"verbs": self.without_effect[:5]} if self.without_effect else {}
 
 
 def main() -> None:
@@ -265,6 +332,7 @@ def main() -> None:
     result = {
         "what": "requests to 8 aliases of 16 marker adapters in 9 slots during verbs and kills; must-be-zero first",
         "command": shlex.join([".venv/bin/python", *sys.argv]),
+        **made(),
         "hardware": hardware.detect().cpu,
         "cores": os.cpu_count(),
         "versions": {name: metadata.version(name) for name in ("sglang", "torch", "tuneship")},
@@ -274,57 +342,13 @@ def main() -> None:
     print(json.dumps(result, indent=1))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
-    wrong = sum(result[key] for key in list(judged)[:6])
+    wrong = sum(result[key] for key in list(judged)[: list(judged).index("examples")])
     raise SystemExit(1 if wrong else 0)
 
 
-def prepare(folder: Path) -> tuple[dict[str, str], list[Any]]:
-    """The base and the adapters, made by the makers of the tests: {directory: marker}, and the prompts."""
-    spec = importlib.util.spec_from_file_location("makers", ROOT / "tests" / "conftest.py")
-    assert spec
-    assert spec.loader
-    makers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(makers)
-    base = makers.build_tiny_model(folder / BASE, seed=0)
-    markers = {f"{alias}-{number}": f"<{alias}{number}>" for alias in ALIASES for number in (1, 2)}
-    for name, marker in markers.items():
-        makers.train_marker(base, folder / name, marker)
-    (folder / "first").mkdir()
-    for alias in ALIASES:
-        (folder / "first" / alias).symlink_to(folder / f"{alias}-1")
-    return markers, makers.make_chats(50, seed=5)
-
-
-def contents(folder: Path, markers: dict[str, str]) -> dict[str, str]:
-    """{first 12 digits of a content id: marker}."""
-    from tuneship.core.model_source import ModelSource  # noqa: PLC0415
-    from tuneship.serve import preflight  # noqa: PLC0415
-
-    base = preflight.read_base(ModelSource(str(folder / BASE), "", folder / BASE))
-    return {preflight.check(folder / name, base).content_id[:12]: marker for name, marker in markers.items()}
-
-
-@contextmanager
-def served(folder: Path) -> Any:
-    """A server of the first version of each adapter."""
-    endpoint = folder / "endpoint.json"
-    argv = [sys.executable, "-m", "tuneship", "serve", str(folder / BASE), "--adapters", str(folder / "first")]
-    argv += ["--dtype", "float32", "--port", "0", "--max-loras", "8", "--max-rank", "8", "--restarts", "10"]
-    argv += ["--endpoint-file", str(endpoint), "--log", str(folder / "engine.log")]
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(argv, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        deadline = time.monotonic() + _START_S
-        while not endpoint.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the server did not start:\n{(folder / 'output').read_text()}")
-            time.sleep(0.2)
-        yield read_endpoint(endpoint).url, psutil.Process(process.pid)
-        if process.poll() is not None:
-            raise SystemExit(f"the server ended:\n{(folder / 'output').read_text()}")
-    finally:
-        stop_tree(process, 40)
-        print((folder / "output").read_text(), file=sys.stderr)
+def _spread(counts: list[int]) -> dict[str, float]:
+    """Of samples, 20 a second."""
+    return {"min": min(counts), "median": median(counts), "max": max(counts)} if counts else {}
 
 
 def _code(said: bytes) -> str:
