@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 from tuneship.core.recipe import Model, Quantization
 from tuneship.train.kernels import fused, swiglu
@@ -70,6 +71,15 @@ def test_an_mlp_may_be_left_to_its_own_code(base):
     plain, ours = adapted(base), adapted(base)
     assert fused.install(ours, mlps=False) == Installed(mlps=0, groups=2, layers=8)
     assert_same(ours, plain)
+
+
+def test_ligers_mlp_is_one_too(tiny_model, base, monkeypatch):
+    """Once a model was trained with Liger, this process builds the next one of Liger's classes."""
+    liger = pytest.importorskip("liger_kernel.transformers.swiglu")
+    monkeypatch.setattr(modeling_llama, "LlamaMLP", liger.LigerSwiGLUMLP)
+    ours = adapted(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32))
+    assert fused.install(ours) == Installed(mlps=2, groups=2, layers=2)
+    assert_same(ours, adapted(base))
 
 
 def test_on_packed_weights_too(tiny_model):

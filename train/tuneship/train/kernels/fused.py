@@ -86,9 +86,11 @@ def _is_read(base: Any) -> bool:
 
 
 def _is_swiglu(module: Any) -> bool:
+    """Whether it is one; Liger's, which a process builds once a model of it trained with Liger, names no activation."""
     layers = [getattr(module, name, None) for name in _MLP]
     act = getattr(module, "act_fn", None)
-    silu = isinstance(act, nn.SiLU) or type(act).__name__ == "SiLUActivation"
+    named = {type(act).__name__, type(module).__name__}
+    silu = isinstance(act, nn.SiLU) or not named.isdisjoint({"SiLUActivation", "LigerSwiGLUMLP"})
     return silu and all(_is_plain(layer) for layer in layers)
 
 
