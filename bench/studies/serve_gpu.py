@@ -30,6 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import behind_the_door
 import door_streams
 import httpx
 import numpy as np
@@ -42,7 +43,7 @@ from tuneship.bench.load.prompts import source
 from tuneship.bench.load.workload import Request, plan
 from tuneship.core import hardware
 from tuneship.core.endpoint import read_endpoint
-from tuneship.core.process import descendants, stop_tree, tail
+from tuneship.core.process import stop_tree, tail
 from tuneship.serve import running
 
 ADAPTERS = 8
@@ -87,6 +88,7 @@ class Options(NamedTuple):
     clients: int
     counts: tuple[int, ...]
     window_s: float
+    parts: tuple[str, ...]
 
 
 def main() -> None:
@@ -100,7 +102,8 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=30)
     parser.add_argument("--blocks", type=int, default=10, help="ABBA blocks of each level of the door")
     parser.add_argument("--streams", type=int, nargs="*", default=(64, 256))
-    parser.add_argument("--window-s", type=float, default=3, help="how long a block of the door reads")
+    parser.add_argument("--window-s", type=float, default=5, help="how long a block of the door reads")
+    parser.add_argument("--parts", nargs="*", choices=door_streams.PARTS, default=door_streams.PARTS)
     parser.add_argument("--open-rate", type=float, default=20)
     parser.add_argument("--clients", type=int, default=4, help="processes of the load generator")
     parser.add_argument("--counts", type=int, nargs="*", default=(1, 4, 8), help="adapters asked in turn, of formats")
@@ -109,8 +112,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a limit of time"))  # and the servers with it
     levels, counts = tuple(asked.streams), tuple(asked.counts)
     options = Options(
-        asked.shape, asked.loads, asked.blocks, levels, asked.open_rate, asked.clients, counts, asked.window_s
-    )
+        asked.shape, asked.loads, asked.blocks, levels, asked.open_rate, asked.clients, counts, asked.window_s,
+        tuple(asked.parts),
+    )  # fmt: skip
     result = _about()
     with contextlib.ExitStack() as stack:
         servers = _start_all(
@@ -177,27 +181,12 @@ def _start_all(
         else:
             endpoint = read_endpoint(folder / "endpoint.json")
             names_here = tuple(model.name for model in endpoint.models)
-            engine_url = _engine_url(process.pid)
+            engine_url = behind_the_door.engine_url(process.pid)
             servers.append(Server(name, endpoint.url, engine_url, names_here[0], names_here[1:]))
-            memory = _engine_memory(engine_url)
+            memory = behind_the_door.allocated_gib(engine_url)
             result.setdefault("servers", {})[name] = {"flags": endpoint.engine.flags, "memory": memory}
             _say("READY", name, f"after {time.monotonic() - began:.0f} s", json.dumps(memory))
     return servers
-
-
-def _engine_url(pid: int) -> str:
-    """Where the engine of the server `pid` listens; no client is meant to know."""
-    for child in descendants(pid):
-        words = child.cmdline()
-        if "sglang.launch_server" in words:
-            return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
-    raise RuntimeError("the server has no engine")
-
-
-def _engine_memory(engine_url: str) -> Any:
-    """What SGLang says that it allocated, in GiB, and for how many tokens."""
-    said = httpx.get(f"{engine_url}/server_info", timeout=30).json()
-    return (said.get("internal_states") or [{}])[0].get("memory_usage")
 
 
 def _load(server: Server, options: Options, work: Path) -> dict[str, Any]:
@@ -284,7 +273,7 @@ def _door(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:
     return [
         door_streams.measure(
             server.engine_url, server.url, server.model, streams=streams, blocks=options.blocks,
-            clients=options.clients, window_s=options.window_s, say=_say,
+            clients=options.clients, window_s=options.window_s, parts=options.parts, say=_say,
         )
         for streams in options.streams
     ]  # fmt: skip

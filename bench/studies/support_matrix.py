@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+import behind_the_door
 import psutil
 from support_page import Agreement, Machine, Row, render
 
@@ -86,11 +87,13 @@ def main() -> None:
     parser.add_argument("--formats", default="", help="comma-separated, of: " + ", ".join(FORMATS))
     parser.add_argument("--model", default=BUNDLED_ID)
     parser.add_argument("--out", type=Path, help="default: bench/baselines/support-<machine>.json")
+    parser.add_argument("--work", type=Path, help="for adapters, checkpoints and logs; default: gone afterwards")
     parser.add_argument("--render", action="store_true")
     options = parser.parse_args()
     if options.formats:
         out = options.out or BASELINES / f"support-{_machine_name()}.json"
-        _measure(options.formats.split(","), options.model, out)
+        with tempfile.TemporaryDirectory() as folder:
+            _measure(options.formats.split(","), options.model, out, options.work or Path(folder))
     if options.render:
         PAGE.write_text(render(read_all()), encoding="utf-8")
         sys.stdout.write(f"{PAGE.relative_to(ROOT)}\n")
@@ -102,26 +105,25 @@ def read_all() -> list[Machine]:
     return [Machine.model_validate_json(file.read_text(encoding="utf-8")) for file in files]
 
 
-def _measure(formats: list[str], model: str, out: Path) -> None:
+def _measure(formats: list[str], model: str, out: Path, work: Path) -> None:
     machine = Machine(
         machine=hardware.detect().as_record(),
         versions=hardware.versions((*hardware.TRACKED, "compressed-tensors")),
         model=model,
         rows=Machine.model_validate_json(out.read_text(encoding="utf-8")).rows if out.exists() else [],
     )
-    with tempfile.TemporaryDirectory() as folder:
-        base = resolve(model).path
-        adapters = _write_adapters(base, Path(folder) / "adapters")
-        for name in formats:
-            row = _row(name, model, base, adapters, Path(folder) / name)
-            machine = machine.with_row(row)
-            out.write_text(machine.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            sys.stdout.write(row.model_dump_json() + "\n")
+    base = resolve(model).path
+    adapters = _write_adapters(base, work / "adapters")
+    for name in formats:
+        row = _row(name, model, base, adapters, work / name)
+        machine = machine.with_row(row)
+        out.write_text(machine.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        sys.stdout.write(row.model_dump_json() + "\n")
 
 
 def _row(name: str, model: str, base: Path, adapters: Path, folder: Path) -> Row:
     """Serve one format, ask it, and compare."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     asked = FORMATS[name]
     served = str(_w4a16(base, folder / f"{base.name}-w4a16")) if name == "w4a16" else model
     command = ["tuneship", "serve", served, "--adapters", "ADAPTERS", *asked.arguments]
@@ -136,6 +138,7 @@ def _row(name: str, model: str, base: Path, adapters: Path, folder: Path) -> Row
             answers = asyncio.run(_ask_all(url, resolve(served).name))
             tokens_per_s = asyncio.run(_speed(url))
             memory = _memory_bytes(process)
+            weights = behind_the_door.allocated_gib(behind_the_door.engine_url(process.pid)).get("weight")
         graphs = _graphs((folder / "engine.log").read_text(errors="replace"))
     except RuntimeError as refused:
         return Row(**about, loads=False, refused=str(refused).replace(str(folder), "."))
@@ -148,7 +151,7 @@ def _row(name: str, model: str, base: Path, adapters: Path, folder: Path) -> Row
     apart = all(_differs(answers, *pair) for pair in combinations((first, *others), 2))
     return Row(
         **about, loads=True, base=agreed[first], adapters={name: agreed[name] for name in others}, adapters_apart=apart,
-        cuda_graphs=graphs, memory_bytes=memory, tokens_per_s=round(tokens_per_s, 1),
+        cuda_graphs=graphs, memory_bytes=memory, weights_gib=weights, tokens_per_s=round(tokens_per_s, 1),
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ class Row(_Record):
     """Of an earlier measurement, which has no answers to count: whether LoRA was served."""
     cuda_graphs: bool | None = None
     memory_bytes: int | None = None
+    weights_gib: float | None = None
+    """By SGLang's own account."""
     tokens_per_s: float | None = None
     command: str = ""
     study: str = ""
@@ -74,7 +76,8 @@ Made by `bench/studies/support_matrix.py --render` from `bench/baselines/support
 a real server with two adapters, asked greedily beside transformers + PEFT on the same weights. Parity counts whole
 answers (of up to 16 tokens) that are equal, of base / adapters, then the tokens before the first difference. In 16 bits
 two implementations round differently, and one rounding can turn a greedy answer: float32 is where equality is expected.
-Memory is of the server's processes: on a GPU what they hold of it, KV cache and reserve included; on a CPU their PSS.
+Weights are by SGLang's own account. Memory is of the server's processes: on a GPU what they hold of it, KV cache and
+reserve included, which is a share of the card and not of the format; on a CPU their PSS.
 """
 
 
@@ -95,8 +98,8 @@ def _section(machine: Machine) -> str:
         "",
         f"{machine.model}; {named}.",
         "",
-        "| format | loads | LoRA works | greedy parity | CUDA graphs | memory | tokens/s | date |",
-        "|---|---|---|---|---|---|---|---|",
+        "| format | loads | LoRA works | greedy parity | CUDA graphs | weights | memory | tokens/s | date |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(_line(row) for row in machine.rows),
         "",
         *(f"- {text}" for row in machine.rows for text in _remarks(row)),
@@ -113,6 +116,7 @@ def _line(row: Row) -> str:
         _word(row.lora_works),
         _parity(row),
         _word(row.cuda_graphs),
+        f"{row.weights_gib:.2f} GiB" if row.weights_gib else "-",
         memory,
         f"{row.tokens_per_s:,.1f}" if row.tokens_per_s else "-",
         row.date or "-",
