@@ -3,7 +3,9 @@
 It starts `tuneship serve` with a keys file, sends `malformed_requests.requests` over raw sockets, 16 at a time, and
 then leaves `--half` requests half sent. It ends with exit code 1 when
 
-- the door answered 5xx by itself (502 `engine_error` is SGLang's own 500: those are listed),
+- the door answered 5xx by itself, or 502 `engine_error` (SGLang's own 500) to a request with which nothing is wrong
+  (`orderly.py`); other 502 are listed,
+- one of the requests in order that go among the others was not answered with 200,
 - an error was not in OpenAI's form, or an answer named a path, a source file or a traceback,
 - a request got no answer within `--patience`, or none at all,
 - the engine died, or no longer gives the same greedy answers,
@@ -33,7 +35,9 @@ from typing import Any, NamedTuple
 
 import httpx
 import psutil
-from malformed_requests import CHAT, Malformed, Target, http, requests
+from made import made
+from malformed_requests import CHAT, IN_ORDER, Malformed, Target, http, requests
+from orderly import in_order
 
 from tuneship.core import hardware
 from tuneship.core.endpoint import Endpoint, read_endpoint
@@ -64,7 +68,7 @@ class Answer(NamedTuple):
     fault: str = ""
     """Why it is none that we would want; empty: it is."""
     asked: str = ""
-    """The request's body, where the engine answered 500."""
+    """The request's body, where the engine answered 500 or nothing is wrong with it."""
 
 
 class Held(NamedTuple):
@@ -138,6 +142,7 @@ async def study(server: Server, arguments: argparse.Namespace) -> dict[str, Any]
         "codes": dict(Counter(answer.code for answer in answers if answer.code).most_common()),
         "engines_500": [answer.asked for answer in answers if answer.status == 502],
         "faults": dict(faults),
+        "faults_at": [answer.asked for answer in answers if answer.fault and answer.asked][:20],
         "grew": {
             "rss_bytes": after.rss_bytes - held.rss_bytes,
             "files": after.files - held.files,
@@ -198,7 +203,9 @@ def judged(case: Malformed, received: bytes) -> Answer:
     except (ValueError, LookupError, TypeError, AttributeError):
         return Answer(case.kind, status, fault=f"{status} not in OpenAI's form")
     fault = f"{status} {error['code']}" if status >= 500 and status != 502 else ""
-    asked = case.sent.partition(b"\r\n\r\n")[2].decode(errors="replace")[:500] if status == 502 else ""
+    if case.kind == IN_ORDER or (status == 502 and in_order(case.sent)):
+        fault = f"{status} {error['code']} to a request in order"
+    asked = case.sent.partition(b"\r\n\r\n")[2].decode(errors="replace")[:500] if fault or status == 502 else ""
     return Answer(case.kind, status, str(error["code"]), fault if in_form else "another form", asked)
 
 
@@ -230,6 +237,7 @@ def _table(answers: list[Answer]) -> dict[str, dict[str, int]]:
 def _described(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "command": shlex.join(["python", *sys.argv]),
+        **made(),
         "hardware": hardware.detect()._asdict(),
         "versions": {name: metadata.version(name) for name in ("sglang", "starlette", "uvicorn", "h11", "aiohttp")},
         "requests": arguments.requests,

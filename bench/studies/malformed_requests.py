@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 CHAT, COMPLETIONS, TOKENIZE, LOGPROBS = "/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/logprobs"
-_FIELDS = (
+IN_ORDER = "in order"
+FIELDS = (
     *("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p"),
     *("n", "best_of", "stop", "stop_token_ids", "min_tokens", "seed", "logprobs", "top_logprobs", "logit_bias"),
     *("frequency_penalty", "presence_penalty", "repetition_penalty", "response_format", "tools", "tool_choice"),
@@ -19,7 +20,7 @@ _FIELDS = (
     *("chat_template_kwargs", "input_ids", "start", "continue_final_message", "reasoning_effort", "regex", "ebnf"),
     *("stop_regex", "return_hidden_states", "return_token_ids", "no_stop_trim", "priority", "separate_reasoning"),
 )
-_ENGINES = (
+ENGINES = (
     "lora_path",
     "lora_id",
     "extra_key",
@@ -168,14 +169,14 @@ def _deep(draw: random.Random, target: Target) -> bytes:
 def _wrong_type(draw: random.Random, target: Target) -> bytes:
     path, body = valid(draw, target)
     for _ in range(draw.choice((1, 1, 2, 3))):
-        body[draw.choice(_FIELDS)] = _value(draw)
+        body[draw.choice(FIELDS)] = _value(draw)
     return _json(path, body, target.key)
 
 
 def _number(draw: random.Random, target: Target) -> bytes:
     path, body = valid(draw, target)
     text = draw.choice(("NaN", "Infinity", "-Infinity", "1e999", "-0.0", "1e-400", "0x10", "01", "9" * 5000, ".5"))
-    field = draw.choice(_FIELDS[3:19])
+    field = draw.choice(FIELDS[3:19])
     if draw.random() < 0.6:
         return _json(path, {**body, field: draw.choice(_HUGE)}, target.key)
     return http(path, (json.dumps(body)[:-1] + f', "{field}": {text}}}').encode(), target.key)
@@ -210,7 +211,7 @@ def _name(draw: random.Random, target: Target) -> bytes:
 
 def _engines_key(draw: random.Random, target: Target) -> bytes:
     path, body = valid(draw, target)
-    return _json(path, body | {draw.choice(_ENGINES): draw.choice((None, "alpha", ["alpha"], {}, 1))}, target.key)
+    return _json(path, body | {draw.choice(ENGINES): draw.choice((None, "alpha", ["alpha"], {}, 1))}, target.key)
 
 
 def _killer(draw: random.Random, target: Target) -> bytes:
@@ -300,7 +301,20 @@ def _no_http(draw: random.Random, _: Target) -> Malformed:
     )
 
 
+def _in_order(draw: random.Random, target: Target) -> bytes:
+    """Nothing is wrong with it: among all the others it is answered."""
+    path, body = valid(draw, target)
+    if path in {CHAT, COMPLETIONS}:
+        more: tuple[dict[str, Any], ...] = (
+            *({}, {"temperature": 0}, {"stream": True}, {"top_p": 0.5, "seed": 1}, {"stop": "x", "user": "u"}),
+            {"n": 2},
+        )
+        body |= draw.choice(more)
+    return _json(path, body, target.key)
+
+
 _KINDS: dict[str, Callable[[random.Random, Target], bytes | Malformed]] = {
+    IN_ORDER: _in_order,
     "mutated json": _mutated,
     "deep nesting": _deep,
     "wrong type": _wrong_type,

@@ -57,7 +57,7 @@ class Engine:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.text()
         if self.script == "answer":
-            return web.json_response({"choices": []})
+            return web.json_response(_scored(json.loads(body)) if request.path == "/generate" else {"choices": []})
         if self.script in {"400", "500"}:
             said = {"message": f"Traceback: cannot read {body} in /work/x/y.py"}
             return web.json_response(said, status=int(self.script))
@@ -70,6 +70,13 @@ class Engine:
             await asyncio.sleep(30 if self.script == "slow" else 0)
         request.transport.abort()
         return web.Response()
+
+
+def _scored(asked: dict) -> list[dict]:
+    """As SGLang answers when it is asked for the log-probabilities of prompts."""
+    return [
+        {"meta_info": {"input_token_logprobs": [(-1.0, token, None) for token in ids]}} for ids in asked["input_ids"]
+    ]
 
 
 @contextlib.asynccontextmanager
@@ -94,14 +101,14 @@ async def test_what_no_client_should_send(study, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(bodies, "BODY_WITHIN_S", 1.0)
     caplog.set_level(logging.CRITICAL)  # uvicorn says of every one that it is no HTTP
     key = keys.add(tmp_path / "keys.toml", "test")
-    cases = list(study.requests(360, 1, study.Target([BASE.name], key)))
+    cases = list(study.requests(380, 2, study.Target([BASE.name], key)))
     halves = [study.Malformed("half", half, unanswered=True) for half in study.halves(key)]
     files = psutil.Process().num_fds()
     async with opened(Engine(), Keyring(tmp_path / "keys.toml", {}), Limits()) as url:
         answers = await study.send_all(url, cases, 20)
         answers += await asyncio.gather(*(study.send(url, half, 20, hang_up=False) for half in halves))
     assert not Counter(f"{answer.kind}: {answer.fault}" for answer in answers if answer.fault)
-    assert len(answers) == 364
+    assert len(answers) == 384
     found = Counter(answer.status for answer in answers)
     for status in (0, 200, 400, 401, 404, 405, 408, 431):
         assert found[status], f"none of {status}: they are not as various as they were"
@@ -115,6 +122,32 @@ def test_the_study_sees_what_is_wrong(study):
     assert not study.judged(case, head % 400 + error).fault
     assert not study.judged(case, head % 502 + error).fault
     assert not study.judged(case._replace(unanswered=True), b"").fault
+    orderly = [
+        study.Malformed("x", study.http(path, json.dumps({"model": "m", **body}).encode(), "key"))
+        for path, body in (
+            ("/v1/completions", {"prompt": "a"}),
+            ("/v1/completions", {"prompt": "a", "temperature": 0, "nonsense": [{}], "\u202e": None}),
+            (CHAT, {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}),
+            ("/v1/logprobs", {"input_ids": [[1, 2]]}),
+        )
+    ]
+    for each in orderly:
+        assert study.judged(each, head % 502 + error).fault == "502 c to a request in order"
+        assert not study.judged(each, head % 400 + error).fault
+        assert study.judged(each._replace(kind="in order"), head % 400 + error).fault
+        assert not study.judged(each._replace(kind="in order"), b"HTTP/1.1 200 OK\r\n\r\n{}").fault
+    for path, body in (
+        ("/v1/completions", {"prompt": "a", "temperature": "0"}),
+        ("/v1/completions", {"prompt": "a\ud83d"}),
+        ("/v1/completions", {"prompt": "a", "no_stop_trim": [1]}),
+        ("/v1/completions", {"prompt": ""}),
+        (CHAT, {"messages": [{"role": "user"}]}),
+        ("/v1/models", {"prompt": "a"}),
+    ):
+        sent = study.http(path, json.dumps({"model": "m", **body}).encode(), "key")
+        assert not study.judged(study.Malformed("x", sent), head % 502 + error).fault, body
+    cut = study.Malformed("x", orderly[0].sent[:-1])
+    assert not study.judged(cut, head % 502 + error).fault
     for received in (
         b"",
         b"garbage",
