@@ -157,8 +157,8 @@ class Serve(Section):
     restarts: Annotated[int, Field(ge=0)] = 5
     """Of an engine that died or hangs, in a row; then the server ends."""
     hang_timeout_s: Annotated[float, Field(gt=0)] = 60
-    """Requests wait and nothing comes for so long: then the engine is asked, and started again if it says nothing within as
-    many seconds more, 20 at most."""
+    """Requests wait and nothing comes for so long: then the engine is asked, and started again if it says nothing
+    within as many seconds more, 20 at most."""
     drain_s: Annotated[float, Field(ge=0)] = 30
     """What is in flight when the server is told to end may take so long."""
     extra_args: tuple[str, ...] = ()

@@ -175,6 +175,7 @@ async def test_what_is_not_proven_when_the_server_ends_is_gone_with_it(world, ad
         left.mkdir()
         for file in tmp_path.glob("registry.sqlite*"):  # as a crash leaves it
             shutil.copy(file, left)
+        shutil.copytree(world.copies, left / world.copies.name)
         loading.cancel()
         await asyncio.gather(loading, return_exceptions=True)
     with Registry.open(left / "registry.sqlite", "b", "the-base") as found:
