@@ -86,7 +86,10 @@ AREAS = (
         "`tuneship adapters list` shows every version and its state, `tuneship adapters history` who changed what.",
         tuple(
             f"{_SERVE}{name}"
-            for name in ("registry/", "deploy.py", "store.py", "running.py", "admin_client.py", "engine_adapters.py")
+            for name in (
+                *("registry/", "deploy.py", "store.py", "running.py", "admin_client.py", "engine_adapters.py"),
+                *("state.py", "kept_evidence.py", "judging.py"),
+            )
         ),
     ),
     Area(

@@ -41,6 +41,7 @@ ELSEWHERE = {
     "bench/tuneship/bench/quality/lm_eval.py": "lm_eval_failures.py explains a child's end",
     "serve/tuneship/serve/choice.py": "a plan's own figures: `MODE needs N GiB, there are M`, and what would fit",
     "serve/tuneship/serve/commands.py": "`--flag: ` and what the recipe's [serve] would say",
+    "serve/tuneship/serve/deploy.py": "what kept a version from leaving, each of them collected",
     "serve/tuneship/serve/preflight/__init__.py": "a list of reasons, each of them collected",
     "serve/tuneship/serve/verify/verdict.py": "a verdict's sentence: `Said`",
     "tuneship/core/extras.py": "`_needs`",

@@ -96,7 +96,7 @@ def rollback(alias: str, *, url: str = "") -> None:
     _show([_ask("POST", f"/admin/adapters/{_quoted(alias)}/rollback", url)])
 
 
-def unload(name: str, *, timeout: float = 60.0, url: str = "") -> None:
+def unload(name: str, *, timeout: float = 60.0, url: str = "", state: Path | None = None) -> None:
     """Take a version, or an alias with all its versions, out of the server; it answers nobody new from now on.
 
     Parameters
@@ -107,9 +107,17 @@ def unload(name: str, *, timeout: float = 60.0, url: str = "") -> None:
         Seconds to wait for its requests in flight.
     url
         Which server, if several run.
+    state
+        Out of this folder, the state of a server that does not run: for a version that keeps it from starting.
 
     """
-    _show(_ask("POST", f"/admin/adapters/{_quoted(name)}/unload", url, {"timeout_s": timeout}))
+    if state:
+        from tuneship.serve.state import take_out  # noqa: PLC0415
+
+        gone = take_out(state, name)
+        _show([version._asdict() | {"version": version.name, "in_flight": 0} for version in gone])
+    else:
+        _show(_ask("POST", f"/admin/adapters/{_quoted(name)}/unload", url, {"timeout_s": timeout}))
 
 
 def history(alias: str = "", *, limit: int = 20, url: str = "") -> None:

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tuneship.core.artifact import EVIDENCE, is_artifact
+from tuneship.core.errors import EngineError, TuneshipError
 from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
-from tuneship.serve import quantized, scratch
+from tuneship.serve import judging, kept_evidence, scratch
+from tuneship.serve import state as states
 from tuneship.serve.books import Books, Engine
 from tuneship.serve.catalog import Catalog
-from tuneship.serve.deploy import Deployer, Verify
+from tuneship.serve.deploy import Deployer
+from tuneship.serve.kept_evidence import KeptEvidence
 from tuneship.serve.launch import EngineConfig, LoadedAdapter, configure, pick_dtype
 from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.preflight import Limits
 from tuneship.serve.preflight.apart import Checker
-from tuneship.serve.registry import SERVED, Registry, Version
+from tuneship.serve.registry import Registry, Version
+from tuneship.serve.registry.records import COPIES
 from tuneship.serve.routes import Routes
 from tuneship.serve.slots import Pressure, Slots
 from tuneship.serve.store import AdapterStore
 from tuneship.serve.supervisor import Patience, Phase, Supervisor
 from tuneship.serve.upstream import Upstream
-from tuneship.serve.verify import Memory, Outcome, Verdict, read_deferred, read_evidence, verify, verify_merged
-from tuneship.serve.verify.engine import EngineScorer
 
 
 class Parts(NamedTuple):
@@ -43,6 +43,10 @@ class Parts(NamedTuple):
     live: Callable[[], Live]
     deployer: Deployer | None = None
     registry: Registry | None = None
+    verify_again: Callable[[], Awaitable[None]] | None = None
+    """Whatever was verified under something else than this server is; ParityError where it is another model here."""
+    explained: Callable[[TuneshipError], TuneshipError] = lambda error: error
+    """Why the server ends, with the version that it ends for, if it is one that an earlier server left."""
 
     def status(self) -> dict[str, Any]:
         """What `GET /admin/status` says."""
@@ -91,6 +95,7 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
 
     Raises:
         RegistryError: `state` is another server's, of another base, or of a newer tuneship.
+        PreflightError: it holds versions that cannot be served with these limits.
 
     """
     upstream = Upstream()
@@ -110,12 +115,17 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
     base_id = catalog.base.version.rpartition("@")[2]
     with (
         _state(state, log) as folder,
-        Registry.open(folder / "registry.sqlite", base_id, catalog.base.base_id) as registry,
+        Registry.open(
+            folder / states.REGISTRY, base_id, catalog.base.base_id, judging.under(catalog, serve, machine)
+        ) as registry,
     ):
         for event in registry.recovered:
             say(f"{event.version}: {event.detail}")
-        store = AdapterStore(folder / "adapters")
+        limits = Limits(serve.max_rank)
+        states.require(registry, limits, serve.max_loras, folder)
+        store, kept = AdapterStore(folder / COPIES), KeptEvidence(folder / kept_evidence.FOLDER)
         store.sweep({version.path for version in registry.present()})
+        kept.sweep({version.path.name for version in registry.present()})
         slots = Slots(serve.max_loras + 1)
         routes = Routes(
             catalog.base, registry.versions(), watch=lambda e: slots.asked(e.version if e.selector else None)
@@ -124,11 +134,16 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
         live = partial(_live, supervisor, routes, slots)
         metrics = Metrics(live)
         books = Books(registry, store, routes, metrics, slots)
-        checker = Checker(catalog.origin, Limits(serve.max_rank))
-        judge = _verifying(serve, catalog, Engine(supervisor, upstream), registry, pick_dtype(serve.dtype, machine))
+        checker = Checker(catalog.origin, limits)
+        dtype = pick_dtype(serve.dtype, machine)
+        judge = judging.judge(serve, catalog, Engine(supervisor, upstream), registry, kept, dtype)
         deployer = Deployer(books, Engine(supervisor, upstream), checker, judge)
         try:
-            yield Parts(routes, metrics, upstream, supervisor, live, deployer, registry)
+            yield Parts(
+                *(routes, metrics, upstream, supervisor, live, deployer, registry),
+                verify_again=partial(judging.again, registry, kept, judge, folder),
+                explained=partial(_explained, log, registry, folder) if state else lambda error: error,
+            )
         finally:
             checker.stop()
 
@@ -154,51 +169,8 @@ def _live(supervisor: Supervisor, routes: Routes, slots: Slots | None) -> Live:
     )
 
 
-def _verifying(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry, dtype: str) -> Verify:
-    """How a version is held against the evidence that it came with."""
-    memory = Memory(lambda: engine.supervisor.engine)
-
-    async def judge(version: Version, source: Path, loaded: asyncio.Event) -> str:
-        if not serve.verify:
-            return "not asked"
-        scorer = EngineScorer(engine.upstream, catalog.base, loaded)
-        others = {v.name: v.selector for v in registry.present() if v.state in SERVED and v.name != version.name}
-        reference = await asyncio.to_thread(read_evidence, source / EVIDENCE)
-        # What SGLang quantizes while it loads has other bits than lie on the disk.
-        same_bits = serve.quantization != "fp8" and quantized.same_bits(source, catalog.base.path, dtype)
-        own_base = is_artifact(source)  # else nobody says of which base it is; preflight compared the hashes
-        verdict = await verify(
-            scorer, version.selector, reference, others=others, same_bits=same_bits, own_base=own_base, memory=memory
-        )
-        return _judged(version.name, verdict)
-
-    return judge
-
-
-async def prove_merged(parts: Parts, catalog: Catalog, serve: Serve) -> None:
-    """Hold a merged model against what merging measured, if it did, before it answers anybody.
-
-    Raises:
-        ParityError: it is another model.
-        EngineError: the engine does not score.
-
-    """
-    reference = read_evidence(catalog.base.path / EVIDENCE) if serve.verify and catalog.mode == "merged" else []
-    if not reference:
-        return
-    float32 = serve.dtype == "float32" and all(row.dtype == "float32" for row in reference)
-    left = read_deferred(catalog.base.path / EVIDENCE)
-    verdict = await verify_merged(EngineScorer(parts.upstream, catalog.base), reference, float32=float32, left=left)
-    _judged(catalog.base.version, verdict)
-
-
-def _judged(version: str, verdict: Verdict) -> str:
-    verdict.require()
-    if verdict.outcome is Outcome.CANNOT_TELL:
-        say(f"warning: {version}: {verdict.message}")
-    elif verdict.passed:
-        say(f"{version}: {verdict.message}")
-    return verdict.verified
+def _explained(log: Path, registry: Registry, folder: Path, error: TuneshipError) -> TuneshipError:
+    return states.blamed(error, log, registry, folder) if isinstance(error, EngineError) else error
 
 
 @contextmanager

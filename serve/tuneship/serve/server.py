@@ -36,10 +36,11 @@ from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
 from tuneship.serve.admin import build_admin
-from tuneship.serve.assembly import Parts, assembled, prove_merged
+from tuneship.serve.assembly import Parts, assembled
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.gateway import build_door
 from tuneship.serve.guard import Guard, check_listen
+from tuneship.serve.judging import prove_merged
 from tuneship.serve.keys import API_KEY_VARIABLE, Keyring
 from tuneship.serve.launch import LOOPBACK, configure, flags
 from tuneship.serve.observe import Observed
@@ -76,7 +77,8 @@ def run(catalog: Catalog, serve: Serve, files: Files, access: Access) -> None:
 
     Raises:
         EndpointError: a port is taken, or the address is not ours.
-        PreflightError: the engine cannot serve it so, or the door would be open to other machines without a key.
+        PreflightError: the engine cannot serve it so, nor what `files.state` holds, or the door would be open to other
+            machines without a key.
         RegistryError: the registry in `files.state` is another's.
         EngineError: the engine did not start, or failed again and again while serving.
         ParityError: an adapter is not what was trained.
@@ -128,7 +130,7 @@ class _Server:
                     with self._published(listener, admin_listener, admin_key):
                         await _until(ends, self._parts.supervisor.keep())
             except TuneshipError as error:
-                failure = error
+                failure = self._parts.explained(error)
             for each in (door, admin):
                 each.server.should_exit = True
             grace_s = 0.0 if failure or not self._settled else await self._drain(door.task, signals)
@@ -171,9 +173,11 @@ class _Server:
         fresh = deployer.seed(self._catalog.entries[1:]) if deployer else []
         await self._parts.supervisor.start()
         say(f"SGLang answers after {time.monotonic() - began:.0f} s")
+        if self._parts.verify_again:
+            await self._parts.verify_again()
         if deployer:
             await deployer.settle(fresh)
-        await prove_merged(self._parts, self._catalog, self._serve)
+        await prove_merged(self._parts.upstream, self._catalog, self._serve)
         self._settled = True
 
     async def _drain(self, door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> float:

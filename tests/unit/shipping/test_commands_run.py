@@ -15,7 +15,7 @@ import pytest
 
 from tuneship.cli.app import app
 from tuneship.core import report as reports
-from tuneship.core.errors import EndpointError, RegressionFound
+from tuneship.core.errors import EndpointError, RegistryError, RegressionFound
 from tuneship.core.report import ClientHealth, LoadResult, Percentiles, Report, write_report
 
 ROOT = Path(__file__).parents[3]
@@ -70,6 +70,12 @@ def test_keys(shell, tmp_path):
     shell("tuneship keys add ci --models sql,invoice", serve)
     shell("tuneship keys revoke ci", serve)
     assert set(tomllib.loads((tmp_path / "keys.toml").read_text(encoding="utf-8"))["keys"]) == {"NAME"}
+
+
+def test_a_version_is_taken_out_without_a_server(shell):
+    page = (ROOT / "docs/jobs/serve-adapters.md").read_text(encoding="utf-8")
+    with pytest.raises(RegistryError, match="there is no registry in FOLDER"):
+        shell("tuneship adapters unload NAME --state FOLDER", page)
 
 
 @pytest.mark.parametrize("command", ["tuneship adapters promote sql", "tuneship adapters rollback sql", "tuneship top"])

@@ -64,21 +64,22 @@ class Registry:
     def reopen(cls, path: Path) -> Registry:
         """The registry at `path` as the last server left it, to be changed while none runs.
 
+        What was coming or going is brought to an end, as by `open`.
+
         Raises:
             RegistryError: there is none; and as `open`.
 
         """
+        folder = path.parent
         if not path.is_file():
-            raise RegistryError(
-                f"there is no registry in {path.parent}", hint="--state FOLDER is what the server was given"
-            )
+            raise RegistryError(f"there is no registry in {folder}", hint="--state FOLDER is what the server was given")
         return cls._open(path, None, "")
 
     @classmethod
     def _open(cls, path: Path, base: Base | None, under: str) -> Registry:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            held = _Held(lock.hold(path), path)
+            held = _Held(lock.hold(path, serves=base is not None), path)
         except OSError as error:
             raise RegistryError(f"{path} cannot be opened: {error.strerror}") from error
         try:

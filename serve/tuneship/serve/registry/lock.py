@@ -9,8 +9,10 @@ from pathlib import Path
 from tuneship.core.errors import RegistryError
 
 
-def hold(registry: Path) -> int:
+def hold(registry: Path, *, serves: bool = True) -> int:
     """Lock `registry` for this process, until the descriptor that is returned is closed.
+
+    `serves`: for a server; else for a verb that stands in for one.
 
     The lock file stays: one that is removed while another process opens it would be held twice.
 
@@ -26,7 +28,9 @@ def hold(registry: Path) -> int:
         os.close(descriptor)
         raise RegistryError(
             f"{registry} belongs to a server that is running: process {holder or '(just starting)'}",
-            hint="end that one first, or give this server a --state directory of its own",
+            hint="end that one first, or give this server a --state directory of its own"
+            if serves
+            else "leave --state out: the server that is running does it, while it answers",
         ) from None
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
