@@ -233,6 +233,29 @@ async def test_a_merged_model_and_what_may_answer_instead(url: str, merged: Arti
     assert (verdict.fault, verdict.passed) == (fault, fault is Fault.NONE), verdict.message
 
 
+async def judged_merged(url: str, reference: Sequence[ReferenceRow]) -> Verdict:
+    """The trained adapter on its base as a merged model, against what `reference` says that merging measured."""
+    rows = [row.model_copy(update={"merged": row.trained}) for row in reference]
+    async with DoorScorer(url) as scorer:
+        await scorer.served()
+        return await verify_merged(scorer, rows, selector=NAME, float32=True)
+
+
+async def test_a_merged_model_of_another_base(url: str, trained: Artifact, other_tiny_model: Path) -> None:
+    """The same training, merged into another base. A merged model's server has no base to ask: it is another model."""
+    reference = measured(other_tiny_model, trained.path, read_evidence(trained.evidence))
+    verdict = await judged_merged(url, reference)
+    assert (verdict.outcome, verdict.fault) == (Outcome.FAILED, Fault.OTHER_ADAPTER), verdict.message
+    assert "another model answers in its place" in verdict.message
+
+
+async def test_a_merged_model_under_another_template(url: str, trained: Artifact, tiny_model: Path) -> None:
+    reference = measured(tiny_model, trained.path, read_evidence(trained.evidence), OTHER_CHATML)
+    verdict = await judged_merged(url, reference)
+    assert (verdict.outcome, verdict.fault) == (Outcome.FAILED, Fault.TEMPLATE), verdict.message
+    assert verdict.deviation.within(verdict.limit), "the likelihoods cannot see it: they are of given tokens"
+
+
 def test_a_server_asks_itself_and_refuses_to_load_what_was_not_trained(
     url: str, trained: Artifact, tmp_path: Path
 ) -> None:
