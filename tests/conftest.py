@@ -53,13 +53,13 @@ def _plain_progress():
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint: 2 layers, hidden size 64, float32, ChatML, ends its turn with <|im_end|>. Built in seconds."""
-    return _tiny(tmp_path_factory.mktemp("models") / "tiny-llama", seed=0)
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "tiny-llama", seed=0)
 
 
 @pytest.fixture(scope="session")
 def other_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Other weights under the tokenizer of `tiny_model`."""
-    return _tiny(tmp_path_factory.mktemp("models") / "other-tiny-llama", seed=1)
+    return build_tiny_model(tmp_path_factory.mktemp("models") / "other-tiny-llama", seed=1)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +82,7 @@ def marker_adapter(tmp_path_factory: pytest.TempPathFactory) -> MarkerAdapter:
     return make
 
 
-def _tiny(path: Path, seed: int) -> Path:
+def build_tiny_model(path: Path, seed: int) -> Path:
     return tiny_llama.write(path, sentences(400, seed=1), words=512, dtype="float32", seed=seed)
 
 

@@ -24,11 +24,7 @@ _START_S = 240
 
 def prepare(folder: Path) -> tuple[dict[str, str], list[Any]]:
     """The base and the adapters, made by the makers of the tests: {directory: marker}, and the prompts."""
-    spec = importlib.util.spec_from_file_location("makers", ROOT / "tests" / "conftest.py")
-    assert spec
-    assert spec.loader
-    makers = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(makers)
+    makers = makers_of_tests()
     base = makers.build_tiny_model(folder / BASE, seed=0)
     markers = {f"{alias}-{number}": f"<{alias}{number}>" for alias in ALIASES for number in (1, 2)}
     for name, marker in markers.items():
@@ -37,6 +33,20 @@ def prepare(folder: Path) -> tuple[dict[str, str], list[Any]]:
     for alias in ALIASES:
         (folder / "first" / alias).symlink_to(folder / f"{alias}-1")
     return markers, makers.make_chats(50, seed=5)
+
+
+def makers_of_tests() -> Any:
+    """`tests/conftest.py`, which makes tiny models, adapters and prompts for the tests."""
+    spec = importlib.util.spec_from_file_location("makers", ROOT / "tests" / "conftest.py")
+    assert spec
+    assert spec.loader
+    sys.path.insert(0, str(ROOT))  # it has neighbours
+    try:
+        makers = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(makers)
+    finally:
+        sys.path.remove(str(ROOT))
+    return makers
 
 
 def contents(folder: Path, markers: dict[str, str]) -> dict[str, str]:

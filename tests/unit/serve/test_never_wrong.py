@@ -201,6 +201,11 @@ async def test_so_many_verbs_are_done_and_what_they_do_is_looked_at(study, answe
     assert bool(storm.without_effect) is not works
 
 
+def test_what_it_makes_of_is_still_made_by_the_tests(study):
+    makers = importlib.import_module("marker_server").makers_of_tests()
+    assert all(callable(getattr(makers, name)) for name in ("build_tiny_model", "train_marker", "make_chats"))
+
+
 def test_figures_say_of_which_commit_they_are(study):
     made = importlib.import_module("made").made()
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=STUDIES, capture_output=True, text=True, check=True)
