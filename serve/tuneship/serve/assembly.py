@@ -136,12 +136,13 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
         books = Books(registry, store, routes, metrics, slots)
         checker = Checker(catalog.origin, limits)
         dtype = pick_dtype(serve.dtype, machine)
+        given = {entry.version: entry.source or entry.path for entry in catalog.entries[1:]}
         judge = judging.judge(serve, catalog, Engine(supervisor, upstream), registry, kept, dtype)
         deployer = Deployer(books, Engine(supervisor, upstream), checker, judge)
         try:
             yield Parts(
                 *(routes, metrics, upstream, supervisor, live, deployer, registry),
-                verify_again=partial(judging.again, registry, kept, judge, folder),
+                verify_again=partial(judging.again, registry, kept, judge, folder, given),
                 explained=partial(_explained, log, registry, folder) if state else lambda error: error,
             )
         finally:

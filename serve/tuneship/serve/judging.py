@@ -2,7 +2,7 @@
 
     Registry.open(..., under=under(catalog, serve, machine))   # in words: "weights nf4, bfloat16, template 5d8c..."
     judge = judge(serve, catalog, engine, registry, kept, dtype)
-    await again(registry, kept, judge, folder)                 # of a server that was started otherwise before
+    await again(registry, kept, judge, folder, sources)        # of a server that was started otherwise before
 
 `passed` is true of a version in one server: the same adapter over a base that SGLang quantizes while it loads, in
 another type, or under a template that was changed since is another model, or may be.
@@ -11,6 +11,7 @@ another type, or under a template that was changed since is another model, or ma
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -56,8 +57,13 @@ def under(catalog: Catalog, serve: Serve, machine: Hardware) -> str:
     return ", ".join(parts)
 
 
-async def again(registry: Registry, kept: KeptEvidence, verify_one: Verify, folder: Path) -> None:
+async def again(
+    registry: Registry, kept: KeptEvidence, verify_one: Verify, folder: Path, sources: Mapping[str, Path]
+) -> None:
     """Judge the versions of an earlier server that was another than this one, before they answer.
+
+    The evidence is what that server kept; of one that kept none it is that of `sources`, {version: directory}, if this
+    one was given it again.
 
     Raises:
         ParityError: one of them is another model here.
@@ -66,8 +72,9 @@ async def again(registry: Registry, kept: KeptEvidence, verify_one: Verify, fold
     loaded = asyncio.Event()
     loaded.set()
     for version in registry.verified_otherwise():
-        source, under_ = kept.of(version), version.verified_under or "what is not on record"
-        before = f"{version.verified!r} ({under_})"
+        source = kept.of(version)
+        source = source if source.is_dir() else sources.get(version.name, source)
+        before = f"{version.verified!r} ({version.verified_under or 'under what is not on record'})"
         try:
             verified = await verify_one(version, source, loaded)
         except ParityError as error:

@@ -43,8 +43,8 @@ class World:
         self.base, self.folder, self.log, self.engine, self.url = base, folder, log, engine, url
 
     @asynccontextmanager
-    async def server(self, serve: Serve = SERVE) -> AsyncIterator[Parts]:
-        found = catalog.read(str(self.base), to_come=True)
+    async def server(self, serve: Serve = SERVE, *adapters: Path) -> AsyncIterator[Parts]:
+        found = catalog.read(str(self.base), *adapters, to_come=True)
         with assembled(found, serve, hardware.detect(), self.log, self.folder) as parts:
             async with parts.upstream:
                 parts.upstream.open(self.url)
@@ -151,6 +151,16 @@ async def test_evidence_that_is_gone_is_no_proof(world, sealed, capsys, monkeypa
         await parts.verify_again()
         assert parts.registry.find(before.name).verified == "no evidence"
     assert "its evidence is gone: load it again" in capsys.readouterr().err
+
+
+async def test_evidence_that_is_given_again_is_as_good(world, sealed):
+    """As to a server whose state is of a tuneship that kept none."""
+    before = await first(world, sealed.path)
+    shutil.rmtree(world.folder / "evidence")
+    async with world.server(SERVE.model_copy(update=OTHERS["dtype"]), sealed.path) as parts:
+        await parts.verify_again()
+        assert parts.registry.find(before.name).verified == "passed"
+        assert (world.folder / "evidence" / before.path.name / "evidence").is_dir()
 
 
 async def test_evidence_comes_and_goes_with_its_version(world, sealed, make_adapter, tmp_path):
