@@ -4,10 +4,12 @@
     python bench/studies/serve_gpu.py --servers merged,bf16,nf4,fp8 --measure formats --out FILE
 
 Every server is a `tuneship serve` of its own over random weights of a real shape (`served_shapes.py`). All are started
-first, then measured one after another, alone: figures of one run can be put side by side. `--out` is written after
+first, then measured one after another, alone: figures of one run can be put side by side. What SGLang says that it
+allocated is a difference of what was free on the card: right where servers start `--in-turn`. `--out` is written after
 every measurement, so that what was measured before a failure is kept.
 
-- load: an adapter that the server never saw, from the admin verb to "loaded", and to the first token of its answer;
+- load: an adapter that the server does not have, from the admin verb to "loaded", and to the first token of its answer;
+  one of random weights without evidence that it never saw, or those of `--sealed` in turn, each verified by its own;
 - itl: gaps between tokens of 16 streams while adapters are loaded and unloaded, against the rest of the same run;
 - door: streams straight to the engine and through the door, in ABBA blocks (of the first server; `door_streams.py`);
 - formats: closed loops of 1, 16 and 64 streams and an open one, on the base of each server with 1, 4 and 8 adapters.
@@ -89,6 +91,8 @@ class Options(NamedTuple):
     counts: tuple[int, ...]
     window_s: float
     parts: tuple[str, ...]
+    sealed: tuple[Path, ...]
+    in_turn: bool
 
 
 def main() -> None:
@@ -104,6 +108,10 @@ def main() -> None:
     parser.add_argument("--streams", type=int, nargs="*", default=(64, 256))
     parser.add_argument("--window-s", type=float, default=5, help="how long a block of the door reads")
     parser.add_argument("--parts", nargs="*", choices=door_streams.PARTS, default=door_streams.PARTS)
+    parser.add_argument("--sealed", type=Path, nargs="*", default=(), help="trained adapters that fit the base")
+    parser.add_argument(
+        "--in-turn", action="store_true", help="start one when the one before answers"
+    )
     parser.add_argument("--open-rate", type=float, default=20)
     parser.add_argument("--clients", type=int, default=4, help="processes of the load generator")
     parser.add_argument("--counts", type=int, nargs="*", default=(1, 4, 8), help="adapters asked in turn, of formats")
@@ -113,7 +121,7 @@ def main() -> None:
     levels, counts = tuple(asked.streams), tuple(asked.counts)
     options = Options(
         asked.shape, asked.loads, asked.blocks, levels, asked.open_rate, asked.clients, counts, asked.window_s,
-        tuple(asked.parts),
+        tuple(asked.parts), tuple(asked.sealed), asked.in_turn,
     )  # fmt: skip
     result = _about()
     with contextlib.ExitStack() as stack:
@@ -152,41 +160,52 @@ def _start_all(
     names: Sequence[str], work: Path, options: Options, more: Sequence[str], stack: contextlib.ExitStack,
     result: dict[str, Any],
 ) -> list[Server]:  # fmt: skip
-    """All servers, begun one after another and awaited together; one that does not start is left out, and said."""
+    """All servers that start; of one that does not, its last words are said."""
     base = write_base(options.shape, work / "base")
     for number in range(ADAPTERS):
         if not (work / "adapters" / f"a{number}").exists():
             write_adapter(options.shape, work / "adapters" / f"a{number}", seed=number)
-    started: list[tuple[str, Path, subprocess.Popen[bytes], float]] = []
+    starting: list[tuple[str, subprocess.Popen[bytes]]] = []
+    servers: list[Server | None] = []
     for name in names:
-        folder = work / name
-        folder.mkdir(exist_ok=True)
-        arguments = VARIANTS[name]
-        argv = [sys.executable, "-m", "tuneship", "serve", str(base), "--port", "0", *more]
-        argv += ["--log", str(folder / "engine.log"), "--endpoint-file", str(folder / "endpoint.json")]
-        if arguments is not None:
-            argv += ["--adapters", str(work / "adapters"), *arguments]
-        with (folder / "output").open("wb") as output:
-            process = subprocess.Popen(argv, stdout=output, stderr=output)
+        process = _start(name, base, work, more)
         stack.callback(stop_tree, process, 20)
-        started.append((name, folder, process, time.monotonic()))
-        time.sleep(STAGGER_S)
-    servers = []
-    for name, folder, process, began in started:
-        while not (folder / "endpoint.json").exists():
-            if process.poll() is not None or time.monotonic() - began > START_S:
-                _say("NOT STARTED", name, tail(folder / "output", 5))
-                break
-            time.sleep(0.5)
+        if options.in_turn:
+            servers.append(_answers(name, process, work, result))
         else:
-            endpoint = read_endpoint(folder / "endpoint.json")
-            names_here = tuple(model.name for model in endpoint.models)
-            engine_url = behind_the_door.engine_url(process.pid)
-            servers.append(Server(name, endpoint.url, engine_url, names_here[0], names_here[1:]))
-            memory = behind_the_door.allocated_gib(engine_url)
-            result.setdefault("servers", {})[name] = {"flags": endpoint.engine.flags, "memory": memory}
-            _say("READY", name, f"after {time.monotonic() - began:.0f} s", json.dumps(memory))
-    return servers
+            starting.append((name, process))
+            time.sleep(STAGGER_S)
+    servers += [_answers(name, process, work, result) for name, process in starting]
+    return [server for server in servers if server]
+
+
+def _start(name: str, base: Path, work: Path, more: Sequence[str]) -> subprocess.Popen[bytes]:
+    folder = work / name
+    folder.mkdir(exist_ok=True)
+    arguments = VARIANTS[name]
+    argv = [sys.executable, "-m", "tuneship", "serve", str(base), "--port", "0", *more]
+    argv += ["--log", str(folder / "engine.log"), "--endpoint-file", str(folder / "endpoint.json")]
+    if arguments is not None:
+        argv += ["--adapters", str(work / "adapters"), *arguments]
+    with (folder / "output").open("wb") as output:
+        return subprocess.Popen(argv, stdout=output, stderr=output)
+
+
+def _answers(name: str, process: subprocess.Popen[bytes], work: Path, result: dict[str, Any]) -> Server | None:
+    """The server once it answers; what it allocated is put into `result`."""
+    folder, began = work / name, time.monotonic()
+    while not (folder / "endpoint.json").exists():
+        if process.poll() is not None or time.monotonic() - began > START_S:
+            _say("NOT STARTED", name, tail(folder / "output", 5))
+            return None
+        time.sleep(0.5)
+    endpoint = read_endpoint(folder / "endpoint.json")
+    names_here = tuple(model.name for model in endpoint.models)
+    engine_url = behind_the_door.engine_url(process.pid)
+    memory = behind_the_door.allocated_gib(engine_url)
+    result.setdefault("servers", {})[name] = {"flags": endpoint.engine.flags, "memory": memory}
+    _say("READY", name, f"{time.monotonic() - began:.0f} s waited for", json.dumps(memory))
+    return Server(name, endpoint.url, engine_url, names_here[0], names_here[1:])
 
 
 def _load(server: Server, options: Options, work: Path) -> dict[str, Any]:
@@ -207,7 +226,10 @@ def _load(server: Server, options: Options, work: Path) -> dict[str, Any]:
 
 
 def _fresh_adapter(options: Options, work: Path) -> tuple[int, Path]:
+    """A number that no other has, and where the adapter lies."""
     number = next(_numbers)
+    if options.sealed:
+        return number, options.sealed[number % len(options.sealed)].absolute()
     path = work / "fresh" / f"{os.getpid()}-{number}"
     return number, write_adapter(options.shape, path, seed=1000 + number)
 
