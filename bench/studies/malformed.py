@@ -11,7 +11,9 @@ then leaves `--half` requests half sent. It ends with exit code 1 when
 - the engine died, or no longer gives the same greedy answers,
 - the door holds more memory or files than after its warm-up, the first tenth of the requests.
 
-    .venv/bin/python bench/studies/malformed.py --model MODEL_FOLDER --requests 20000 --out found.json
+    .venv/bin/python bench/studies/malformed.py --requests 20000 --out found.json
+
+Without `--model` it makes the tiny base and the eight adapters of `marker_server.py` for itself.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +39,7 @@ import httpx
 import psutil
 from made import made
 from malformed_requests import CHAT, IN_ORDER, Malformed, Target, http, requests
+from marker_server import BASE, prepare
 from orderly import in_order
 
 from tuneship.core import hardware
@@ -104,7 +107,7 @@ class Server(NamedTuple):
 def main() -> int:
     """Run it."""
     arguments = _arguments()
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder), arguments.model, arguments.adapters) as server:
+    with tempfile.TemporaryDirectory(prefix="malformed-") as name, _served(Path(name), arguments) as server:
         before = server.greedy()
         began = time.monotonic()
         found = asyncio.run(study(server, arguments))
@@ -209,6 +212,13 @@ def judged(case: Malformed, received: bytes) -> Answer:
     return Answer(case.kind, status, str(error["code"]), fault if in_form else "another form", asked)
 
 
+def _served(folder: Path, arguments: argparse.Namespace) -> AbstractContextManager[Server]:
+    if arguments.model:
+        return served(folder, arguments.model, arguments.adapters)
+    prepare(folder)
+    return served(folder, folder / BASE, folder / "first")
+
+
 @contextmanager
 def served(folder: Path, model: Path, adapters: Path | None) -> Iterator[Server]:
     """`tuneship serve` with a key, until the block ends."""
@@ -248,7 +258,7 @@ def _described(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path)
     parser.add_argument("--adapters", type=Path)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--half", type=int, default=50, help="requests that are never finished, all at once")

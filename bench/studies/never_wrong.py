@@ -274,8 +274,9 @@ class Storm:
             "answered": len(self.asked) - len(failed),
             "failed_in_the_kills": dict(Counter(asked.code for asked in failed)),
             "kill_to_ready_s": [round(end - begin, 1) for begin, end in self.kills],
-            "in_flight": _spread([n for at, n in during if not self._killed(at, at)]),
-            "in_flight_in_the_kills": _spread([n for at, n in during if self._killed(at, at)]),
+            # A client that was told to come back later does, so much after the engine is there again.
+            "in_flight": _spread([n for at, n in during if not self._killed(at - RETRY_S, at)]),
+            "in_flight_in_the_kills": _spread([n for at, n in during if self._killed(at - RETRY_S, at)]),
             "verbs_done": self.verbs.total(),
             "verbs": dict(sorted(self.verbs.items())),
             "verbs_refused": dict(sorted(self.refused.items())),
