@@ -92,8 +92,9 @@ def judge(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry, ke
     memory = Memory(lambda: engine.supervisor.engine)
 
     async def judged(version: Version, source: Path, loaded: asyncio.Event) -> str:
-        here = {present.path.name for present in registry.present()}
-        keeping = asyncio.to_thread(kept.keep, version, source, here)
+        # Found here, not there: until a thread has its turn, another version may have come.
+        strangers = kept.strangers({present.path.name for present in registry.present()})
+        keeping = asyncio.to_thread(kept.keep, version, source, strangers)
         return (await asyncio.gather(compare(version, source, loaded), keeping))[0]
 
     async def compare(version: Version, source: Path, loaded: asyncio.Event) -> str:

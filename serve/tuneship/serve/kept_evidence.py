@@ -1,8 +1,8 @@
 """What versions are verified by, kept by the server: it may have to verify one again when its source is gone.
 
     kept = KeptEvidence(state / "evidence")
-    kept.keep(version.path.name, source, here)    # beside the copy that SGLang reads, in a folder of the same name
-    kept.of(version)                              # stands for the directory that the version came from
+    kept.keep(version, source, kept.strangers(here))    # in a folder that is called as the copy that SGLang reads
+    kept.of(version)                                    # stands for the directory that the version came from
 
 Only what `verify` reads is kept: the manifest and the evidence of an adapter of ours. Of others there is neither.
 """
@@ -10,6 +10,7 @@ Only what `verify` reads is kept: the manifest and the evidence of an adapter of
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from tuneship.core.files import sync_directory, sync_tree
 from tuneship.serve.registry.records import Version
 
 FOLDER = "evidence"
+_HALF = "."
+"""Begins the name of what is being made: that of another load, on its way."""
 
 
 class KeptEvidence:
@@ -32,17 +35,19 @@ class KeptEvidence:
         """Where that of `version` lies, if it has any."""
         return self._folder / version.path.name
 
-    def sweep(self, here: AbstractSet[str], *, halves: bool = True) -> None:
-        """Forget that of all versions but `here`, and what a crash left half done if no other is on its way."""
-        if self._folder.is_dir():
-            for path in self._folder.iterdir():
-                if path.name not in here and (halves or not path.name.startswith(".")):
-                    shutil.rmtree(path, ignore_errors=True)
+    def strangers(self, here: AbstractSet[str]) -> list[Path]:
+        """Where that of versions lies whose copies are not among `here`, the names of the folders of those present."""
+        if not self._folder.is_dir():
+            return []
+        return [path for path in self._folder.iterdir() if path.name not in here and not path.name.startswith(_HALF)]
 
-    def keep(self, version: Version, source: Path, here: AbstractSet[str]) -> None:
-        """Keep what `version` is verified by, out of `source`, where it came from; forget that of all but `here`.
+    def sweep(self, here: AbstractSet[str]) -> None:
+        """Forget that of all versions but `here`, and what a crash left half done."""
+        for path in [*self.strangers(here), *self._folder.glob(f"{_HALF}*")]:
+            shutil.rmtree(path, ignore_errors=True)
 
-        `here` are the names of the folders of copies that are present; `version`'s is one of them.
+    def keep(self, version: Version, source: Path, strangers: Iterable[Path]) -> None:
+        """Keep what `version` is verified by, out of `source`, where it came from; forget `strangers`.
 
         Raises:
             RegistryError: it cannot be written.
@@ -50,7 +55,8 @@ class KeptEvidence:
         """
         kept = self.of(version)
         try:
-            self.sweep(here, halves=False)
+            for path in strangers:
+                shutil.rmtree(path, ignore_errors=True)
             if source == kept or kept.exists() or not artifact.is_artifact(source):
                 return
             self._folder.mkdir(parents=True, exist_ok=True)

@@ -175,7 +175,14 @@ async def test_evidence_comes_and_goes_with_its_version(world, sealed, make_adap
         assert json.loads((folder / "artifact.json").read_text())["content_id"] == version.content_id
         parts.registry.unloaded(parts.registry.drain(version.name).name)
         kept = KeptEvidence(world.folder / "evidence")
-        kept.keep(version._replace(path=tmp_path / "plain-1"), make_adapter("plain"), {"plain-1"})
+        half = world.folder / "evidence" / ".draft-of-another-load"
+        half.mkdir()
+        strangers = kept.strangers({"plain-1"})
+        came = world.folder / "evidence" / "came-1"
+        came.mkdir()  # meanwhile
+        kept.keep(version._replace(path=tmp_path / "plain-1"), make_adapter("plain"), strangers)
+        assert sorted(came.parent.iterdir()) == [half, came]
+        kept.sweep({"plain-1"})
         assert list((world.folder / "evidence").iterdir()) == []  # a plain directory has none
 
 
