@@ -109,9 +109,7 @@ def main() -> None:
     parser.add_argument("--window-s", type=float, default=5, help="how long a block of the door reads")
     parser.add_argument("--parts", nargs="*", choices=door_streams.PARTS, default=door_streams.PARTS)
     parser.add_argument("--sealed", type=Path, nargs="*", default=(), help="trained adapters that fit the base")
-    parser.add_argument(
-        "--in-turn", action="store_true", help="start one when the one before answers"
-    )
+    parser.add_argument("--in-turn", action="store_true", help="start one when the one before answers")
     parser.add_argument("--open-rate", type=float, default=20)
     parser.add_argument("--clients", type=int, default=4, help="processes of the load generator")
     parser.add_argument("--counts", type=int, nargs="*", default=(1, 4, 8), help="adapters asked in turn, of formats")

@@ -3,8 +3,8 @@
 Upstream gap: SGLang counts the requests of each adapter (`lora/lora_registry.py`, 0.5.17), and an unload waits until
 there are none, with the lock that every load needs. The count is wrong for ever after a client that went away, a prompt
 that is too long, and `n` above 1. Here an unload asks instead which requests there are: those that SGLang answers, and
-those that it gave up and whose end its scheduler has not said yet. It waits for them before it takes the lock. When the gap is mended,
-`tests/unit/serve/test_plugin.py` fails and says so.
+those that it gave up and whose end its scheduler has not said yet. It waits for them before it takes the lock. When the
+gap is mended, `tests/unit/serve/test_plugin.py` fails and says so.
 """
 
 from __future__ import annotations
