@@ -29,9 +29,13 @@ def load(path: Path, *, alias: str = "", weight: str = "", pin: bool = False, ur
 
     """
     from tuneship.core import rundir  # noqa: PLC0415 - loads pydantic
+    from tuneship.core.progress import say  # noqa: PLC0415
 
     body = {"path": str(rundir.made(path.absolute(), "train")), "alias": alias, "weight": _share(weight), "pinned": pin}
-    _show([_ask("POST", "/admin/adapters", url, body)])
+    loaded = _ask("POST", "/admin/adapters", url, body)
+    for remark in loaded["remarks"]:
+        say(f"warning: {remark}")
+    _show([loaded])
 
 
 def list_(*, json: bool = False, url: str = "") -> None:

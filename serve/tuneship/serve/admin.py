@@ -16,6 +16,7 @@ happened there.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -107,13 +108,14 @@ class _Verbs:
 
     async def load(self, request: Request, actor: str) -> Any:
         asked = await _read(request, _Load)
-        deployer, path = self._deployer, Path(asked.path)
+        path, remarks = Path(asked.path), list[str]()
+        load = partial(self._deployer.load, path, actor=actor, remark=remarks.append)
         try:
-            loaded = await deployer.load(path, alias=asked.alias, weight=asked.weight, pinned=asked.pinned, actor=actor)
+            loaded = await load(alias=asked.alias, weight=asked.weight, pinned=asked.pinned)
         except TuneshipError as error:
             say(_one_line(f"warning: {path} was not loaded: {error.message}{f' ({error.hint})' if error.hint else ''}"))
             raise
-        return self._described(loaded)
+        return self._described(loaded) | {"remarks": remarks}
 
     async def promote(self, request: Request, actor: str) -> Any:
         return self._described(self._deployer.promote(_name(request), actor=actor))

@@ -135,7 +135,7 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
         metrics = Metrics(live)
         books = Books(registry, store, routes, metrics, slots)
         checker = Checker(catalog.origin, limits)
-        dtype = pick_dtype(serve.dtype, machine)
+        dtype = pick_dtype(serve.dtype)
         given = {entry.version: entry.source or entry.path for entry in catalog.entries[1:]}
         judge = judging.judge(serve, catalog, Engine(supervisor, upstream), registry, kept, dtype)
         deployer = Deployer(books, Engine(supervisor, upstream), checker, judge)

@@ -77,7 +77,7 @@ def serve(
     drain
         Seconds that what is in flight may take when the server is told to end.
     extra_arg
-        Handed to SGLang as it is; once for each word.
+        Handed to SGLang as it is, once for each word; what would undo a promise of the door is refused by name.
     keys
         The file of API keys; by default $TUNESHIP_KEYS or ~/.config/tuneship/keys.toml.
     state

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar, cast
@@ -54,12 +54,20 @@ class Deployer:
         self._seeded: frozenset[str] = frozenset()
 
     async def load(
-        self, path: Path, *, alias: str = "", weight: float | None = None, pinned: bool = False, actor: str = ""
+        self,
+        path: Path,
+        *,
+        alias: str = "",
+        weight: float | None = None,
+        pinned: bool = False,
+        actor: str = "",
+        remark: Callable[[str], object] = lambda _: None,
     ) -> Version:
         """Bring the adapter at `path` into the engine and give it `weight` of the requests to `alias`.
 
         Without `weight` the first version of an alias takes all of them, and a later one none until it is promoted.
-        A version that is loaded already only gets the weight; it cannot be pinned any more.
+        A version that is loaded already only gets the weight; it cannot be pinned any more. `remark` hears what is no
+        reason to refuse it, and good to know; the log and the history have it too.
 
         Raises:
             ArtifactError, PreflightError: it cannot be served here; nothing has changed.
@@ -87,7 +95,7 @@ class Deployer:
                     )
                 await self._checker.prove(checked, checked.path)
                 return self._give(known, weight, actor)
-            return await self._bring_in(checked, alias, path, begun, weight, pinned=pinned, actor=actor)
+            return await self._bring_in(checked, alias, path, begun, weight, remark, pinned=pinned, actor=actor)
 
     def promote(self, name: str, *, actor: str = "") -> Version:
         """Let a version (`alias@id`, or an alias's only candidate) answer all requests to its alias.
@@ -217,6 +225,7 @@ class Deployer:
         source: Path,
         begun: asyncio.Task[Begun | None],
         weight: float | None,
+        remark: Callable[[str], object],
         *,
         pinned: bool,
         actor: str,
@@ -238,14 +247,15 @@ class Deployer:
             remarks = (*remarks, *quantized.remarks(source, self._routes.base.path))
             if self._engine.supervisor.restarts != restarts or self._engine.supervisor.phase is not Phase.READY:
                 raise EngineError(f"the engine ended while {version.name} was loaded", hint="load it again")
-            now, refused = self._arrived(version, verified, weight, actor)
+            now, refused = self._arrived(version, verified, remarks, weight, actor)
         except BaseException as error:
             await asyncio.shield(self._undo(version, str(error) or type(error).__name__, actor))
             raise
         finally:
             self._arriving.discard(version.name)
-        for remark in remarks:
-            say(f"warning: {remark}")
+        for each in remarks:
+            say(f"warning: {each}")
+            remark(each)
         self._refresh()
         if refused:
             raise refused
@@ -293,11 +303,11 @@ class Deployer:
         self._store.drop(version.path)
 
     def _arrived(
-        self, version: Version, verified: str, weight: float | None, actor: str
+        self, version: Version, verified: str, remarks: Sequence[str], weight: float | None, actor: str
     ) -> tuple[Version, RegistryError | None]:
         """Loaded and with its weight, in one write; where that is refused it is loaded all the same, and why."""
         with self._registry.at_once():
-            now = self._registry.loaded(version.name, verified, actor)
+            now = self._registry.loaded(version.name, verified, actor, remarks)
             try:
                 return self._weighed(now, weight, actor), None
             except RegistryError as refused:

@@ -48,7 +48,7 @@ def under(catalog: Catalog, serve: Serve, machine: Hardware) -> str:
         sglang = "none"
     parts = (
         f"weights {catalog.weights if method == 'none' else method}",
-        pick_dtype(serve.dtype, machine),
+        pick_dtype(serve.dtype),
         f"template {sha256_text(checkpoint.chat_template(catalog.model_path))[:12]}",
         f"tokenizer {checkpoint.tokenizer_sha256(catalog.model_path)[:12]}",
         f"SGLang {sglang}",

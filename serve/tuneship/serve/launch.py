@@ -85,7 +85,7 @@ def configure(
         model_path=catalog.model_path,
         served_name=catalog.base.name,
         port=port,
-        dtype=pick_dtype(serve.dtype, hardware),
+        dtype=pick_dtype(serve.dtype),
         cpu=not hardware.gpus,
         context_length=serve.context_length,
         memory_fraction=None if serve.memory_fraction == "auto" else serve.memory_fraction,
@@ -97,7 +97,7 @@ def configure(
     )
 
 
-def pick_dtype(wanted: str, _: Hardware) -> str:
+def pick_dtype(wanted: str) -> str:
     """What an engine computes in, and casts 16- and 32-bit weights to; every card that serves has bf16."""
     return "bfloat16" if wanted == "auto" else wanted
 
@@ -138,6 +138,8 @@ def environment(config: EngineConfig, ours: Mapping[str, str], counters: Path) -
         # Starting imports thousands of modules: 30 s from bytecode, 100 s without. Where none may be written beside
         # the sources (many container images say so), it goes to our cache.
         added |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(cache_dir() / "bytecode")}
+    if ours.get("SGLANG_GRPC_PORT"):
+        added["SGLANG_GRPC_PORT"] = ""  # it would listen there too, and ask nobody for a key
     if config.cpu:
         # Its workers are forked only while there are no other threads (sglang_plugin/forked_workers.py).
         added["OPENBLAS_NUM_THREADS"] = "1"

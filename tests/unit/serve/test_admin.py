@@ -199,3 +199,16 @@ async def test_who_is_no_admin_side_is_told_apart(world, monkeypatch):
             await asyncio.to_thread(verbs.list_, url=url)
     with pytest.raises(EndpointError, match="does not answer"):
         await asyncio.to_thread(verbs.list_, url=url)
+
+
+async def test_what_is_good_to_know_of_a_load_is_answered_and_kept(ask, make_adapter, capsys):
+    path = make_adapter("sql", config={"base_model_name_or_path": "/models/another"})
+    status, answer = await ask("POST", "/admin/adapters", json={"path": str(path), "alias": "sql"})
+    assert status == 200
+    (remark,) = answer["remarks"]
+    assert "/models/another" in remark
+    assert f"warning: {remark}" in capsys.readouterr().err
+    _, history = await ask("GET", "/admin/history")
+    assert [event["detail"] for event in history if event["verb"] == "loaded"] == [f"passed; {remark}"]
+    await asyncio.to_thread(verbs.load, make_adapter("csv", config={"base_model_name_or_path": "/models/another"}))
+    assert capsys.readouterr().err.count("warning: adapter 'csv'") == 2, "the server's, and the verb's"

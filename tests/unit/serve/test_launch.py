@@ -160,6 +160,7 @@ def test_environment_of_an_engine():
     }
     assert "OPENBLAS_NUM_THREADS" not in environment(configure(Serve(), MERGED, H100, 1), {}, COUNTERS)
     assert environment(config, {"HF_HUB_OFFLINE": "0"}, COUNTERS)["HF_HUB_OFFLINE"] == "0"
+    assert environment(config, {"SGLANG_GRPC_PORT": "1234"}, COUNTERS)["SGLANG_GRPC_PORT"] == ""
 
 
 def test_bytecode_is_kept_where_python_may_not_write_it_beside_the_sources(tmp_path, monkeypatch):

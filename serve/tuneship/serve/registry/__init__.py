@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -119,9 +119,9 @@ class Registry:
             checked_alias(alias), lambda at: rules.add(at, content_id, path, self._place.base_id, pinned=pinned), actor
         )
 
-    def loaded(self, name: str, verified: str, actor: str = "") -> Version:
-        """It is in the engine, and its verification said `verified`: CHECKED -> LOADED."""
-        return self._change(name, lambda at: rules.loaded(at, name, verified, self._under), actor)
+    def loaded(self, name: str, verified: str, actor: str = "", remarks: Sequence[str] = ()) -> Version:
+        """It is in the engine, and its verification said `verified`: CHECKED -> LOADED. The history keeps `remarks`."""
+        return self._change(name, lambda at: rules.loaded(at, name, verified, self._under, remarks), actor)
 
     def verified(self, name: str, verified: str, actor: str = "") -> Version:
         """It was verified again, under what this server is: LOADED | CANARY | LIVE stay so."""

@@ -5,6 +5,7 @@ Nothing here reads or writes. `Alias` in, `Change` out; the registry writes the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -73,11 +74,11 @@ def add(alias: Alias, content_id: str, path: Path, base_id: str, *, pinned: bool
     return Change(alias.put(version), "add", name, f"generation {generation}")
 
 
-def loaded(alias: Alias, name: str, verified: str, under: str) -> Change:
+def loaded(alias: Alias, name: str, verified: str, under: str, remarks: Sequence[str] = ()) -> Change:
     """It is in the engine, and was compared with what was trained."""
     version = _in_state(alias, name, "loaded", State.CHECKED)
     now = version._replace(state=State.LOADED, verified=verified, verified_under=under)
-    return Change(alias.put(now), "loaded", name, verified)
+    return Change(alias.put(now), "loaded", name, "; ".join((verified, *remarks)))
 
 
 def verified(alias: Alias, name: str, found: str, under: str) -> Change:
