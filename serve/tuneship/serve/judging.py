@@ -26,7 +26,7 @@ from tuneship.serve import quantized
 from tuneship.serve.books import Engine
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.deploy import Verify
-from tuneship.serve.kept_evidence import KeptEvidence
+from tuneship.serve.kept_evidence import KeptEvidence, files_of
 from tuneship.serve.launch import pick_dtype
 from tuneship.serve.registry import SERVED, Registry, Version
 from tuneship.serve.state import way_out
@@ -94,8 +94,14 @@ def judge(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry, ke
     async def judged(version: Version, source: Path, loaded: asyncio.Event) -> str:
         # Found here, not there: until a thread has its turn, another version may have come.
         strangers = kept.strangers({present.path.name for present in registry.present()})
-        keeping = asyncio.to_thread(kept.keep, version, source, strangers)
-        return (await asyncio.gather(compare(version, source, loaded), keeping))[0]
+        files = await asyncio.to_thread(files_of, source)
+        comparing = asyncio.create_task(compare(version, source, loaded))
+        try:
+            await asyncio.to_thread(kept.keep, version, source, files, strangers)
+            return await comparing
+        finally:  # or it would ask for what is being unloaded
+            comparing.cancel()
+            await asyncio.gather(comparing, return_exceptions=True)
 
     async def compare(version: Version, source: Path, loaded: asyncio.Event) -> str:
         if not serve.verify:

@@ -16,13 +16,13 @@ from tests.unit.serve.test_verify_asked import Engine
 from tests.unit.serve.worlds import make_world
 from tuneship.core import hardware
 from tuneship.core.artifact import Artifact
-from tuneship.core.errors import ParityError
+from tuneship.core.errors import ParityError, PreflightError, RegistryError
 from tuneship.core.model_source import ModelSource
 from tuneship.core.parity import write_reference
 from tuneship.core.recipe import Serve
 from tuneship.serve import catalog, judging, preflight
 from tuneship.serve.assembly import Parts, assembled
-from tuneship.serve.kept_evidence import KeptEvidence
+from tuneship.serve.kept_evidence import KeptEvidence, files_of
 from tuneship.serve.registry import State, Version
 from tuneship.serve.registry.records import COPIES
 from tuneship.serve.store import AdapterStore
@@ -180,10 +180,36 @@ async def test_evidence_comes_and_goes_with_its_version(world, sealed, make_adap
         strangers = kept.strangers({"plain-1"})
         came = world.folder / "evidence" / "came-1"
         came.mkdir()  # meanwhile
-        kept.keep(version._replace(path=tmp_path / "plain-1"), make_adapter("plain"), strangers)
+        plain = make_adapter("plain")
+        kept.keep(version._replace(path=tmp_path / "plain-1"), plain, files_of(plain), strangers)
         assert sorted(came.parent.iterdir()) == [half, came]
         kept.sweep({"plain-1"})
         assert list((world.folder / "evidence").iterdir()) == []  # a plain directory has none
+
+
+async def test_evidence_that_leads_elsewhere_is_refused_before_it_is_read(world, sealed, tmp_path):
+    elsewhere = tmp_path / "elsewhere.jsonl"
+    (sealed.evidence / "reference.jsonl").rename(elsewhere)
+    (sealed.evidence / "reference.jsonl").symlink_to(elsewhere)
+    async with world.server() as parts:
+        with pytest.raises(PreflightError, match=r"reference\.jsonl is a link that leaves its directory"):
+            await world.load(parts, sealed.path)
+        assert not world.engine.asked
+    assert not (world.folder / "evidence").exists()
+
+
+async def test_evidence_that_cannot_be_kept_asks_no_more(world, sealed):
+    version = await first(world, sealed.path)
+    shutil.rmtree(world.folder / "evidence")
+    (world.folder / "evidence").write_text("no folder")
+    async with world.server() as parts:
+        before, loaded = asyncio.all_tasks(), asyncio.Event()
+        with pytest.raises(RegistryError, match=r"evidence cannot be copied to .*: File exists"):
+            await parts.deployer._verify(version, sealed.path, loaded)
+        assert asyncio.all_tasks() == before
+        loaded.set()
+        await asyncio.sleep(0.05)
+        assert not world.engine.asked
 
 
 async def _no_evidence(*_: object, **__: object) -> judging.Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,7 +47,7 @@ def find(folder: Path) -> Files:
             "runs/NAME itself stands for the adapter that it trained last",
         )
     for name in (CONFIG, WEIGHTS, *TOKENIZER, *TEMPLATE):
-        _refuse_strangers(folder, folder / name)
+        refuse_strangers(folder, folder / name)
     if not (folder / CONFIG).is_file():
         inside = deeper(folder)
         raise ArtifactError(
@@ -66,14 +67,19 @@ def deeper(folder: Path) -> Path | None:
     return None
 
 
-def _refuse_strangers(folder: Path, file: Path) -> None:
+def refuse_strangers(folder: Path, file: Path) -> None:
     """A link may stay in the directory, or lead to the blobs of the hub cache that the directory is part of.
 
     Anything else could show a stranger's adapter what lies elsewhere on this disk.
+
+    Raises:
+        PreflightError: `file`, which is looked for in `folder`, lies outside.
+        ArtifactError: it is there, and no file.
+
     """
     if not _is_there(file):
         return
-    home, target = folder.resolve(), file.resolve()
+    home, target = (Path(os.path.realpath(path)) for path in (folder, file))  # links to themselves are resolved, too
     snapshots = next((parent for parent in home.parents if parent.name == "snapshots"), None)
     if not target.is_relative_to(home) and not (snapshots and target.parent == snapshots.parent / "blobs"):
         raise PreflightError(
