@@ -143,10 +143,14 @@ class Deployer:
             if failure := ending.result():
                 raise EngineError(failure.message, hint=f"{name} answers nobody new; it is tried again until it is out")
         if waiting:
-            count = sum(self._routes.in_flight(version.name) for version in leaving)
+            if count := sum(self._routes.in_flight(version.name) for version in leaving):
+                raise EngineError(
+                    f"{name} still has {count} requests in flight after {timeout_s:g} s: it answers nobody new",
+                    hint="it is unloaded when they end",
+                )
             raise EngineError(
-                f"{name} still has {count} requests in flight after {timeout_s:g} s: it answers nobody new",
-                hint="it is unloaded when they end",
+                f"the engine has not said after {timeout_s:g} s that {name} is out of it: it answers nobody new",
+                hint="it is tried again until it is out",
             )
         return [found for version in leaving if (found := self._registry.find(version.name))]
 

@@ -4,17 +4,18 @@
     ending = leaving.begin(version, actor)      # a task; what went wrong at the first attempt, or None
 
 An engine that is just being started again may come up with the version, and one that hangs may say nothing: then it is
-asked again, in the background, until the version is out. It answers nobody from the first moment.
+asked again, in the background, until the version is out; why it is not is in the log. It answers nobody from the first
+moment.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from itertools import chain, repeat
 
 from tuneship.core.errors import TuneshipError
+from tuneship.core.progress import say
 from tuneship.serve import engine_adapters
 from tuneship.serve.books import Books, Engine
 from tuneship.serve.registry import State, Version
@@ -40,7 +41,8 @@ class Leaving:
                 await self._take_out(version, actor)
             except TuneshipError as error:
                 self._books.metrics.adapter_unloaded(failed=True)
-                self._again[version.selector] = asyncio.create_task(self._until_it_is_out(version, actor))
+                said = _said(version, error)
+                self._again[version.selector] = asyncio.create_task(self._until_it_is_out(version, actor, said))
                 return error
             else:
                 return None
@@ -63,24 +65,36 @@ class Leaving:
         if not self._is_leaving(version):
             return
         self._books.registry.unloaded(version.name, actor)
-        self._books.store.drop(version.path)
         self._books.metrics.adapter_unloaded()
         self._refresh()
+        self._books.store.drop(version.path)
 
     async def _take_out(self, version: Version, actor: str) -> None:
         await engine_adapters.unload(self._engine.upstream, version.selector)
         self.gone(version, actor)
 
-    async def _until_it_is_out(self, version: Version, actor: str) -> None:
-        for wait_s in chain(_AGAIN_S, repeat(_AGAIN_S[-1])):
-            await asyncio.sleep(wait_s)
-            if not self._is_leaving(version):
-                break
-            with contextlib.suppress(TuneshipError):
-                await self._engine.supervisor.ready(_AGAIN_S[-1])
-                await self._take_out(version, actor)
-        self._again.pop(version.selector, None)
+    async def _until_it_is_out(self, version: Version, actor: str, said: str) -> None:
+        """`said` is why it is not; another reason is said, too."""
+        try:
+            for wait_s in chain(_AGAIN_S, repeat(_AGAIN_S[-1])):
+                await asyncio.sleep(wait_s)
+                if not self._is_leaving(version):
+                    break
+                try:
+                    await self._engine.supervisor.ready(_AGAIN_S[-1])
+                    await self._take_out(version, actor)
+                except TuneshipError as error:
+                    if error.message != said:
+                        said = _said(version, error)
+        finally:
+            if self._again.get(version.selector) is asyncio.current_task():
+                del self._again[version.selector]
 
     def _is_leaving(self, version: Version) -> bool:
         now = self._books.registry.find(version.name)
         return now is not None and now.state is State.DRAINING and now.generation == version.generation
+
+
+def _said(version: Version, error: TuneshipError) -> str:
+    say(f"warning: {version.name} is not out of the engine, and it is tried again until it is: {error.message}")
+    return error.message

@@ -100,8 +100,7 @@ def take_out(folder: Path, name: str, actor: str = "offline") -> list[Version]:
                 registry.unloaded(version.name, actor)
         store = AdapterStore(folder / COPIES)
         for version in leaving:
-            if version.path.parent == (folder / COPIES).absolute():
-                store.drop(version.path)
+            store.drop(version.path)
         after = registry.versions(leaving[0].alias)
         rest = [version.name for version in after if version.state in SERVED]
         if rest and not any(version.state is State.LIVE for version in after):

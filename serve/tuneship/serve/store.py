@@ -28,6 +28,7 @@ from typing import NamedTuple
 from tuneship.core import artifact
 from tuneship.core.errors import RegistryError
 from tuneship.core.files import sync_directory, sync_tree
+from tuneship.core.progress import say
 from tuneship.serve.preflight import CheckedAdapter, proof
 from tuneship.serve.preflight.files import CONFIG, WEIGHTS
 from tuneship.serve.registry.records import SHORT
@@ -137,9 +138,16 @@ class AdapterStore:
             sync_directory(self._folder)
 
     def drop(self, path: Path) -> None:
-        """Remove the copy at `path`, which nobody reads any more; one that is gone already is none."""
-        assert path.parent == self._folder, f"{path} is none of ours"
-        self._remove(path)
+        """Remove the copy at `path`, which nobody reads any more; one that is gone already, or lies elsewhere, is none.
+
+        One that cannot be removed is said, and left to the next `sweep`.
+        """
+        if path.parent != self._folder:
+            return
+        try:
+            self._remove(path)
+        except OSError as error:
+            say(f"warning: {path}, which nobody reads any more, cannot be removed: {error.strerror or error}")
 
     def sweep(self, kept: AbstractSet[Path]) -> list[Path]:
         """Remove whatever is not in `kept`: copies that nobody refers to, halves that a crash left; what it removed."""

@@ -175,13 +175,15 @@ class ScriptedEngine:
         self.adapters: set[str] = set()
         self.faults: dict[str, int | str] = {}
         self.asked: list[str] = []
+        self.released = asyncio.Event()
+        """Whatever hangs goes on."""
 
     async def handle(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.asked.append(request.path)
         fault = self.faults.get(request.path)
         if fault == "hang":
-            await asyncio.sleep(60)
+            await self.released.wait()
         if fault == "drop":
             request.transport.abort()
         if isinstance(fault, int):
