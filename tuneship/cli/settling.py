@@ -12,12 +12,21 @@ from tuneship.core.errors import PlanError, PreflightError
 from tuneship.core.files import write_atomic
 from tuneship.core.model_source import ModelSource
 from tuneship.core.progress import say
+from tuneship.core.recipe import Recipe
 
 if TYPE_CHECKING:
     from tuneship.serve.choice import Decision
 
 _SCHEMA = 1
 _BASES = {"none": "16-bit", "dequantized": "dequantized NF4"}
+
+
+def serves(recipe: Recipe, until: str) -> bool:
+    """Whether a run until this stage asks how it will be served: it starts a server, or `auto` says whether it merges.
+
+    `--until merge` of a mode that the recipe names does neither: a card that SGLang does not serve on is no obstacle.
+    """
+    return until in {"serve", "bench"} or (until == "merge" and recipe.serve.mode == "auto")
 
 
 def settle(work: Pipeline, source: ModelSource) -> Pipeline:
@@ -35,6 +44,7 @@ def settle(work: Pipeline, source: ModelSource) -> Pipeline:
 
     recipe = work.recipe
     auto = recipe.serve.mode == "auto"
+    require_two_names(recipe, source, recipe.serve.mode)
     try:
         decision = choice.decide(recipe, source, hardware.detect())
     except PlanError as error:
@@ -42,10 +52,7 @@ def settle(work: Pipeline, source: ModelSource) -> Pipeline:
             raise
         say(f"the server's memory is not planned: {error.message}")
         return work
-    if decision.mode == "adapters" and recipe.name == source.name:
-        raise PreflightError(
-            f"both the base and the adapter would be called {recipe.name!r}", hint="give the recipe another name"
-        )
+    require_two_names(recipe, source, decision.mode)
     if auto:
         say(f"serve.mode = auto: {describe(decision)}: {decision.reason}")
     elif not decision.plan.fits:
@@ -56,6 +63,19 @@ def settle(work: Pipeline, source: ModelSource) -> Pipeline:
     record = {"asked": recipe.serve.mode, **chosen, "reason": decision.reason, "memory": decision.plan._asdict()}
     write_atomic(work.run.path / "plan.json", json.dumps({"schema": _SCHEMA, "serve": record}, indent=1) + "\n")
     return replace(work, recipe=decided)
+
+
+def require_two_names(recipe: Recipe, source: ModelSource, mode: str) -> None:
+    """Refuse, where `mode` serves an adapter beside its base, that both have one name.
+
+    Raises:
+        PreflightError: they have.
+
+    """
+    if mode == "adapters" and recipe.name == source.name:
+        raise PreflightError(
+            f"both the base and the adapter would be called {recipe.name!r}", hint="give the recipe another name"
+        )
 
 
 def describe(decision: Decision) -> str:

@@ -111,6 +111,14 @@ def test_an_adapter_that_would_be_called_as_its_base_ends_before_training(pipeli
         settling.settle(work, source._replace(id="bundled:recipe"))
 
 
+def test_names_are_looked_at_where_memory_cannot_be_planned_too(pipeline: Work, source: ModelSource):
+    (source.path / "config.json").write_text(json.dumps({**CONFIG, "num_local_experts": 8}))
+    work = pipeline(mode="adapters")
+    assert settling.settle(work, source) == work
+    with pytest.raises(PreflightError, match="both the base and the adapter would be called 'recipe'"):
+        settling.settle(work, source._replace(id="bundled:recipe"))
+
+
 def test_the_plan_is_printed_by_its_terms(pipeline: Work, source: ModelSource, capsys):
     card = Hardware((Gpu("a card", 24 * GIB, (8, 9)),), "1", "a processor", 8, 32 * GIB)
     recipe = pipeline(mode="adapters", quantization="nf4").recipe
