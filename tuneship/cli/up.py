@@ -14,7 +14,7 @@ from tuneship.cli import closing, summary
 from tuneship.cli import dry_run as dry
 from tuneship.cli import overrides as dotted
 from tuneship.cli.pipeline import Pipeline, Target, identify
-from tuneship.cli.settling import settle
+from tuneship.cli.settling import serves, settle
 from tuneship.core import extras, recipe_file
 from tuneship.core.artifact import Artifact, open_artifact
 from tuneship.core.errors import ArtifactError
@@ -165,7 +165,7 @@ def plan(recipe: Path, *overrides: Overrides) -> None:
 
 def _go(work: Pipeline, until: Until, *, keep_serving: bool) -> None:
     source = work.fetch()
-    if until != "train" and (until != "merge" or work.recipe.serve.mode == "auto"):
+    if serves(work.recipe, until):
         work = settle(work, source)
     base = identify(source)
     adapter = work.train(source, base)
