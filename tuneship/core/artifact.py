@@ -15,11 +15,12 @@ append-only and a later parity check does not rename a version.
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tuneship.core import versioned
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_file, sha256_listing, sync_directory, sync_tree, write_atomic
+from tuneship.core.recipe import BUNDLED_PREFIX
 
 SCHEMA = 1
 MANIFEST = "artifact.json"
@@ -37,11 +39,11 @@ _HASHERS = 4
 """Files that are hashed at a time: one core hashes some 2 GB/s, a disk reads more."""
 
 Kind = Literal["adapter", "merged", "base-nf4", "base-dequantized"]
-_MAKER: dict[Kind, str] = {
-    "adapter": "tuneship train RECIPE",
-    "merged": "tuneship up RECIPE --until merge",
-    "base-nf4": "tuneship base build BASE",
-    "base-dequantized": "tuneship base build BASE --quantization dequantized",
+_MAKER: dict[Kind, tuple[str, ...]] = {
+    "adapter": ("tuneship", "train", "RECIPE"),
+    "merged": ("tuneship", "up", "RECIPE", "--until", "merge"),
+    "base-nf4": ("tuneship", "base", "build", "BASE"),
+    "base-dequantized": ("tuneship", "base", "build", "BASE", "--quantization", "dequantized"),
 }
 """What makes one that was damaged again, by its kind: each of them looks at the bytes of what is there."""
 
@@ -221,46 +223,28 @@ def verify_payload(artifact: Artifact, sha256: Callable[[Path], str] = sha256_fi
 
     """
     path, manifest = artifact
-    here = dict(_payload(path))
-    command = _MAKER[manifest.kind]
-    fix = f"`{command}` makes it again; or restore {path.name} from a copy"
-    with ThreadPoolExecutor(_HASHERS) as pool:
-        hashes = {name: pool.submit(sha256, here[name]) for name in manifest.files if name in here}
-        try:
-            for name, record in manifest.files.items():
-                if name not in here:
-                    raise ArtifactError(f"{path}: {name} is missing", hint=fix)
-                size = here[name].stat().st_size
-                if size != record.size:
-                    raise ArtifactError(
-                        f"{path}: {name} has {size} bytes, not {record.size}: truncated or replaced", hint=fix
-                    )
-                if hashes[name].result() != record.sha256:
-                    raise ArtifactError(f"{path}: {name} was changed after it was written", hint=fix)
-        finally:
-            pool.shutdown(cancel_futures=True)
-    for name in here.keys() - manifest.files.keys():
+    with closing(_damage(artifact, sha256)) as found:
+        for damage in found:
+            raise damage
+    for name in dict(_payload(path)).keys() - manifest.files.keys():
         raise ArtifactError(f"{path}: {name} does not belong to it", hint="remove it")
-    if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):
-        raise ArtifactError(f"{path}: {MANIFEST} does not fit its content id", hint=fix)
 
 
 def is_damaged(path: Path) -> bool:
     """Whether anything that was sealed at `path` is gone or was changed; what was only added damages nothing.
 
     Raises:
-        ArtifactError: its manifest cannot be read, or is of a newer schema.
+        ArtifactError: it is of a newer schema.
 
     """
-    if not is_artifact(path):
+    try:
+        artifact = open_artifact(path, verify=False)
+    except ArtifactError:
+        if is_artifact(path) and versioned.is_newer((path / MANIFEST).read_bytes(), SCHEMA):
+            raise
         return True
-    manifest, here = read_manifest(path), dict(_payload(path))
-    if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):
-        return True
-    return any(
-        name not in here or here[name].stat().st_size != record.size or sha256_file(here[name]) != record.sha256
-        for name, record in manifest.files.items()
-    )
+    with closing(_damage(artifact, sha256_file)) as found:
+        return next(found, None) is not None
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -270,7 +254,7 @@ def read_manifest(path: Path) -> Manifest:
         text = file.read_bytes()
     except OSError:
         raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}") from None
-    return versioned.parse(Manifest, text, file, SCHEMA, ArtifactError)
+    return versioned.parse(Manifest, text, file, SCHEMA, ArtifactError, hint=_remedy_of_unread(path))
 
 
 def is_artifact(path: Path) -> bool:
@@ -316,6 +300,49 @@ def hash_payload(folder: Path) -> dict[str, FileRecord]:
 def content_id(files: dict[str, FileRecord]) -> str:
     """Hex SHA-256 over the sorted (path, size, sha256) of the payload."""
     return sha256_listing((name, record.size, record.sha256) for name, record in files.items())
+
+
+def _damage(artifact: Artifact, sha256: Callable[[Path], str]) -> Generator[ArtifactError]:
+    """Each way in which it is not what was sealed, what is known at once before what has to be read."""
+    path, manifest = artifact
+    here, command = dict(_payload(path)), shlex.join(_maker(path, manifest))
+    fix = f"`{command}` makes it again; or restore {path.name} from a copy"
+    if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):
+        yield ArtifactError(f"{path}: {MANIFEST} does not fit its content id", hint=fix)
+    for name, record in manifest.files.items():
+        if name not in here:
+            yield ArtifactError(f"{path}: {name} is missing", hint=fix)
+        elif (size := here[name].stat().st_size) != record.size:
+            yield ArtifactError(f"{path}: {name} has {size} bytes, not {record.size}: truncated or replaced", hint=fix)
+    with ThreadPoolExecutor(_HASHERS) as pool:
+        hashes = {name: pool.submit(sha256, here[name]) for name in manifest.files if name in here}
+        try:
+            for name, found in hashes.items():
+                if found.result() != manifest.files[name].sha256:
+                    yield ArtifactError(f"{path}: {name} was changed after it was written", hint=fix)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _maker(path: Path, manifest: Manifest) -> Sequence[str]:
+    """The command that makes it again: of a base every option that decides which one is built, and where."""
+    command, base = _MAKER[manifest.kind], manifest.base
+    if not manifest.kind.startswith("base-"):
+        return command
+    named = [base.id if word == "BASE" else word for word in command]
+    # Of a hub model; that of the bundled one is its package's, and a folder has none.
+    revision = ["--revision", base.revision] if base.revision and not base.id.startswith(BUNDLED_PREFIX) else []
+    double = [] if manifest.quantization.double else ["--no-double"]
+    return [*named, *revision, *double, "--out", str(path.parent)]
+
+
+def _remedy_of_unread(path: Path) -> str:
+    """What to do about a manifest that is no manifest: what its folder's name alone tells."""
+    kind = next((kind for kind in _MAKER if path.name.startswith(f"{kind}-")), None)
+    if kind is None:
+        return ""
+    options = ", with the options that it was built with," if kind.startswith("base-") else ""
+    return f"`{shlex.join(_MAKER[kind])}`{options} makes it again; or restore {path.name} from a copy"
 
 
 def _put_in_place(work: Path, final: Path) -> None:

@@ -13,22 +13,37 @@ from tuneship.core.errors import TuneshipError
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def parse(model: type[Model], text: bytes, file: Path, newest: int, error: type[TuneshipError]) -> Model:
+def parse(
+    model: type[Model], text: bytes, file: Path, newest: int, error: type[TuneshipError], hint: str = ""
+) -> Model:
     """The `model` in `text`, which was read from `file`.
 
     Raises:
-        error: of a newer schema than `newest`, or not such a file at all.
+        error: of a newer schema than `newest`; or not such a file at all, with `hint`.
 
     """
     try:
-        found = json.loads(text).get("schema", newest)
+        found = _schema(text, newest)
     except (ValueError, AttributeError):
-        raise error(f"{file} cannot be read: not a JSON object") from None
-    if isinstance(found, int) and found > newest:
+        raise error(f"{file} cannot be read: not a JSON object", hint=hint) from None
+    if found > newest:
         raise error(f"{file} has schema {found}; this tuneship reads up to {newest}", hint="upgrade tuneship")
     try:
         return model.model_validate_json(text)
     except ValidationError as complaint:
         first = complaint.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise error(f"{file} cannot be read: {where}: {first['msg'].lower()}") from None
+        raise error(f"{file} cannot be read: {where}: {first['msg'].lower()}", hint=hint) from None
+
+
+def is_newer(text: bytes, newest: int) -> bool:
+    """Whether `text` is whole, and of a newer schema than `newest`."""
+    try:
+        return _schema(text, newest) > newest
+    except (ValueError, AttributeError):
+        return False
+
+
+def _schema(text: bytes, newest: int) -> int:
+    found = json.loads(text).get("schema", newest)
+    return found if isinstance(found, int) else newest

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,10 +127,19 @@ def test_an_adapter_that_was_damaged_is_trained_again_and_a_whole_one_is_kept(pi
     assert "train: again, for" in said
     assert "was changed after it was written" in said
     assert "unchanged" not in said
+    manifest = again.path / artifacts.MANIFEST
+    os.truncate(manifest, 200)
+    assert artifacts.open_artifact(work.train(source, BASE).path).path == again.path
+    assert made == ["train"] * 3
+    assert "train: again, for" in (said := capsys.readouterr().err)
+    assert "artifact.json cannot be read" in said
     (again.path / "notes.txt").touch()  # hours of training would not remove it
     with pytest.raises(ArtifactError, match="does not belong"):
         work.train(source, BASE)
-    assert len(made) == 2
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
+    with pytest.raises(ArtifactError, match="schema 99"):
+        work.train(source, BASE)
+    assert len(made) == 3
 
 
 def test_a_server_is_given_the_time_that_it_gives_what_is_in_flight(pipeline, monkeypatch, tmp_path):

@@ -101,6 +101,9 @@ def test_a_change_is_refused_by_name(sealed: Artifact, damage: Callable[[Path], 
         (truncate, True),
         (lambda path: (path / "extra" / "notes.txt").unlink(), True),
         (lambda path: (path / MANIFEST).unlink(), True),
+        (lambda path: os.truncate(path / MANIFEST, 200), True),
+        (lambda path: (path / MANIFEST).write_text("{}"), True),
+        (lambda path: (path / MANIFEST).write_text("[]"), True),
         (another_id, True),
     ],
 )
@@ -109,11 +112,46 @@ def test_what_making_it_again_would_mend(sealed: Artifact, damage: Callable[[Pat
     assert artifacts.is_damaged(sealed.path) is damaged
 
 
-def test_the_hint_of_a_damaged_one_is_the_command_that_makes_it(sealed: Artifact):
+def test_a_newer_one_is_not_damaged_whatever_else_is_wrong_with_it(sealed: Artifact):
+    newer_schema(sealed.path)
     change_a_byte(sealed.path)
+    with pytest.raises(ArtifactError, match="schema 99"):
+        artifacts.is_damaged(sealed.path)
+
+
+@pytest.mark.parametrize("damage", [change_a_byte, lambda path: os.truncate(path / MANIFEST, 200)])
+def test_the_hint_of_a_damaged_one_is_the_command_that_makes_it(sealed: Artifact, damage: Callable[[Path], object]):
+    damage(sealed.path)
     with pytest.raises(ArtifactError) as caught:
         open_artifact(sealed.path)
     assert caught.value.hint.startswith("`tuneship train RECIPE` makes it again")
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "revision", "double", "options"),
+    [
+        ("base-nf4", "org/base", "0f1e2d", True, "org/base --revision 0f1e2d"),
+        ("base-nf4", "/models/my base", "", False, "'/models/my base' --no-double"),
+        ("base-nf4", "bundled:small", "0.1.2", True, "bundled:small"),
+        ("base-dequantized", "org/base", "0f1e2d", False,
+         "org/base --quantization dequantized --revision 0f1e2d --no-double"),
+    ],
+)  # fmt: skip
+def test_the_hint_of_a_base_makes_that_base_and_no_other(
+    tmp_path: Path, manifest: Manifest, kind: str, model: str, revision: str, double: bool, options: str
+):
+    base = manifest.base.model_copy(update={"id": model, "revision": revision})
+    quantization = manifest.quantization.model_copy(update={"double": double})
+    changes = {"kind": kind, "base": base, "quantization": quantization}
+    built = seal_in(tmp_path, manifest.model_copy(update=changes), "payload")
+    (built.path / "weights.bin").unlink()
+    with pytest.raises(ArtifactError) as caught:
+        open_artifact(built.path)
+    assert caught.value.hint.startswith(f"`tuneship base build {options} --out {tmp_path}` makes it again")
+    os.truncate(built.path / MANIFEST, 200)  # what it was built with is gone, too
+    with pytest.raises(ArtifactError) as caught:
+        open_artifact(built.path)
+    assert "with the options that it was built with, makes it again" in caught.value.hint
 
 
 def test_a_renamed_artifact_is_refused(sealed: Artifact):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
 
-from tuneship.core.artifact import Artifact
+from tuneship.cli.app import app
+from tuneship.core.artifact import Artifact, open_artifact
 from tuneship.core.errors import ArtifactError
 from tuneship.core.recipe import Model, Quantization
 from tuneship.train.commands import build_base
@@ -78,6 +80,20 @@ def dequantized(tiny_model: Path, tmp_path_factory, request) -> Artifact:
 
     out = tmp_path_factory.mktemp("bases")
     return build(str(tiny_model), "main", out, kind="base-dequantized", double=request.param)
+
+
+@pytest.mark.parametrize("options", [["--no-double"], ["--quantization", "dequantized", "--no-double"]])
+def test_what_is_said_of_a_damaged_one_makes_it_again(tiny_model: Path, tmp_path: Path, options: list[str], capsys):
+    """Without each option it would be another base, and the damaged one would stay."""
+    app(["base", "build", str(tiny_model), *options, "--out", str(tmp_path)], result_action="return_value")
+    built = Path(capsys.readouterr().out.strip())
+    (built / "model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ArtifactError) as caught:
+        open_artifact(built)
+    command = shlex.split(caught.value.hint.split("`")[1])
+    app(command[1:], result_action="return_value")
+    assert open_artifact(built).path == built
+    assert [path.name for path in tmp_path.iterdir()] == [built.name]
 
 
 def test_dequantized_it_has_the_values_that_the_nf4_base_stands_for(dequantized, tiny_model: Path, tmp_path: Path):
