@@ -6,8 +6,10 @@ import shlex
 import cyclopts
 import pytest
 
+from tuneship.bench.compare import servers
 from tuneship.bench.compare.again import Again, Pace, decide
 from tuneship.bench.compare.commands import compare
+from tuneship.bench.compare.live import Pair
 from tuneship.core.errors import ExitCode
 from tuneship.core.report import read_report
 
@@ -15,8 +17,16 @@ AGAIN = Again("tuneship bench compare a b --task exact", limit=200, pairs=12, as
 
 
 @pytest.fixture
-def ask(server, behaviour, tmp_path, capsys):
-    """Compare two models that are alike, as the command line does, with these words; what it prints to decide."""
+def ask(server, behaviour, make_level, monkeypatch, tmp_path, capsys):
+    """Compare two models that are alike, as the command line does, with these words; what it prints to decide.
+
+    What they are asked is answered; the blocks of load are made, so that no busy machine has a say.
+    """
+    slower = [1.0, 1.01, 0.99]
+    monkeypatch.setattr(
+        servers, "measure",
+        lambda _a, _b, plan, *_: [Pair(make_level(), make_level(slower=slower[i % 3])) for i in range(plan.pairs)],
+    )  # fmt: skip
     for name in ("one", "two"):
         server.behaviours[name] = behaviour(0.01, 0.001, nats=0.3, reply=lambda body: body["messages"][-1]["content"])
     rows = [[{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": f"say {i}"}] for i in range(40)]
