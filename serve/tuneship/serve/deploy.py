@@ -163,7 +163,7 @@ class Deployer:
         for version in self._registry.versions():
             if version.state in SERVED and not version.path.is_dir():  # SGLang would look for it on the hub
                 say(f"warning: {version.name} cannot be served any more: {version.path} is gone")
-                self._leaving.gone(self._registry.drain(version.name, actor, whole_alias=True), actor)
+                self._changed(self._registry.lost(version.name, actor))
             elif version.state is State.DRAINING:  # its requests died with the engine
                 self._leaving.gone(version, actor)
         self._slots.restarted()

@@ -220,12 +220,22 @@ async def test_a_start_that_ends_between_two_writes_is_made_good_by_the_next(wor
     world.agree()
 
 
-async def test_what_has_lost_its_files_is_given_up(world, adapters):
+async def test_what_has_lost_its_files_is_given_up_and_comes_back_with_them(world, adapters, check, capsys):
     version = await world.deployer.load(adapters[0], alias="sql")
+    other = await world.deployer.load(adapters[1], alias="sql", weight=0.25)
     version.path.rename(version.path.parent.parent / "elsewhere")
-    assert world.deployer.restored() == []
-    world.engine.adapters.clear()
+    assert [left.name for left in world.deployer.restored()] == [other.name]
+    assert "cannot be served any more" in capsys.readouterr().err
+    world.engine.adapters = {other.selector}
     world.agree()
+    (event,) = world.registry.history(limit=1)
+    assert (event.verb, event.version, event.actor) == ("lost", version.name, "the engine's end")
+    assert f"its files are gone: {version.path}" in event.detail
+    assert world.metrics._unloads["unloaded"] == 0
+    checked = check(adapters[0])  # nobody unloaded it: the next start has it in --adapters
+    entry = Entry("sql", version.name, "s", adapters[0], checked.content_id, "b")
+    ((again, _),) = world.deployer.seed([entry])
+    assert (again.name, again.generation) == (version.name, 2)
 
 
 async def test_a_share_beside_nobody_is_refused_before_anything_is_loaded(world, adapters):

@@ -221,6 +221,21 @@ def test_what_was_coming_or_going_did_not_outlive_the_server(file, tmp_path):
         assert not registry.was_unloaded(a)
 
 
+def test_what_was_lost_was_not_unloaded(registry, tmp_path):
+    a, b = (load(registry, tmp_path, name) for name in "ab")
+    registry.promote(a)
+    registry.weigh(b, 0.2)
+    registry.find(a).path.rmdir()
+    registry.lost(a, "the engine's end")
+    assert states(registry) == {a: (State.UNLOADED, 0), b: (State.LOADED, 0)}
+    assert not registry.was_unloaded(a)
+    with pytest.raises(RegistryError, match="cannot be given up: it is unloaded"):
+        registry.lost(a)
+    registry.drain(b)
+    with pytest.raises(RegistryError, match="cannot be given up: it is draining"):
+        registry.lost(b)
+
+
 def test_a_version_whose_files_are_gone_answers_nobody(file, tmp_path):
     with reopen(file) as registry:
         a, b = (load(registry, tmp_path, name) for name in "ab")

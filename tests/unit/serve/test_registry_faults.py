@@ -29,6 +29,7 @@ VERBS: dict[str, Callable[[Registry], Any]] = {
     "rollback": lambda registry: registry.rollback("sql"),
     "drain": lambda registry: registry.drain(named(A), whole_alias=True),
     "unloaded": lambda registry: registry.unloaded(named(A)),
+    "lost": lambda registry: registry.lost(named(B)),
 }
 
 

@@ -68,6 +68,8 @@ class Model:
         if verb == "drain":
             alone = not self.of(alias, *ANSWERS).keys() - {name}
             return state in {"loaded", "canary"} or (state == "live" and (alone or whole))
+        if verb == "lost":
+            return state in ANSWERS
         wanted = {"add": "unloaded", "loaded": "checked", "failed": "checked", "unloaded": "draining"}
         return state in {"loaded", "canary"} and not failed if verb == "promote" else state == wanted[verb]
 
@@ -91,7 +93,7 @@ class Model:
             self.set(name, "live")
         elif verb == "drain":
             self.leave(name, "draining")
-        else:  # failed, unloaded, recovered
+        else:  # failed, unloaded, lost, recovered
             self.leave(name, "unloaded")
 
     def leave(self, name: str, state: str) -> None:
@@ -174,7 +176,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def one_that_is_taken(self, data: st.DataObject, weight: float) -> None:
         """So that what is rare after any verbs at all is not."""
         named = [f"sql@{content_id[:12]}" for content_id in IDS]
-        verbs = ("add", "loaded", "weigh", "promote", "promote", "promote", "rollback", "drain", "unloaded")
+        verbs = ("add", "loaded", "weigh", "promote", "promote", "promote", "rollback", "drain", "unloaded", "lost")
         options = [(verb, name) for verb in verbs for name in named if self.model.takes(verb, name, weight, True)]
         verb, name = data.draw(st.sampled_from(options))
         self.say(verb, name, weight, "passed", True)
@@ -183,7 +185,9 @@ class RegistryMachine(RuleBasedStateMachine):
     def weigh(self, name: str, weight: float) -> None:
         self.say("weigh", name, weight=weight)
 
-    @rule(name=names, verb=st.sampled_from(["promote", "promote", "rollback", "rollback", "failed", "unloaded"]))
+    @rule(
+        name=names, verb=st.sampled_from(["promote", "promote", "rollback", "rollback", "failed", "unloaded", "lost"])
+    )
     def other(self, name: str, verb: str) -> None:
         self.say(verb, name)
 
@@ -305,7 +309,7 @@ def serve_until_killed(folder: Path, seed: int, pipe: int) -> None:
     chance = random.Random(seed)
     with opened(folder) as registry:
         os.write(pipe, b"+")
-        verbs = ("add", "loaded", "loaded", "weigh", "promote", "rollback", "drain", "unloaded", "failed")
+        verbs = ("add", "loaded", "loaded", "weigh", "promote", "rollback", "drain", "unloaded", "failed", "lost")
         while True:
             name = f"{chance.choice(ALIASES)}@{chance.choice(IDS)[:12]}"
             drawn = (

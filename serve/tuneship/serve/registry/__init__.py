@@ -165,6 +165,10 @@ class Registry:
         """It is out of the engine: DRAINING -> UNLOADED."""
         return self._change(name, lambda at: rules.unloaded(at, name), actor)
 
+    def lost(self, name: str, actor: str = "") -> Version:
+        """Its files are gone, and so is the engine that had read them: LOADED | CANARY | LIVE -> UNLOADED."""
+        return self._change(name, lambda at: rules.lost(at, name), actor)
+
     def versions(self, alias: str | None = None) -> list[Version]:
         """All versions there ever were, sorted by name; of `alias`, if one is given."""
         connection = self._held.connection

@@ -161,6 +161,13 @@ def unloaded(alias: Alias, name: str) -> Change:
     return Change(_without(alias, version, State.UNLOADED), "unloaded", name)
 
 
+def lost(alias: Alias, name: str) -> Change:
+    """Its files are gone while the server runs: the next engine cannot be started with it."""
+    version = _in_state(alias, name, "given up", *SERVED)
+    gone = _without(alias, version, State.UNLOADED)
+    return Change(gone, "lost", name, f"it was {version.state}, and its files are gone: {version.path}")
+
+
 def ended(alias: Alias, version: Version, why: str) -> Change:
     """It did not outlive the server."""
     return Change(_without(alias, version, State.UNLOADED), "recovered", version.name, why)
