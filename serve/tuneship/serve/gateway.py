@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from tuneship.core.endpoint import VERSION_HEADER
 from tuneship.serve import bounds, keys
-from tuneship.serve.calls import lease, read_asked, read_call
+from tuneship.serve.calls import Call, address, lease, read_asked, read_call
 from tuneship.serve.catalog import Entry
 from tuneship.serve.metrics import CONTENT_TYPE, Metrics
 from tuneship.serve.refusals import Refusal, engine_unavailable
@@ -54,6 +54,15 @@ def build_door(routes: Routes, upstream: Upstream, metrics: Metrics, ready: Call
         call = await read_call(request, routes)
         return await _unless_client_leaves(request, upstream.ask(request.url.path, call))
 
+    async def tokenize(request: Request) -> Response:
+        _must_be(ready)
+        entry, asked = await read_asked(request, routes)
+        if asked.get("stream"):  # SGLang answers 500
+            message = "'stream' is not accepted here: tokens come at once."
+            raise Refusal(400, "unsupported_parameter", message, param="stream", version=entry.version)
+        call = Call(entry, address(asked, entry))
+        return await _unless_client_leaves(request, upstream.ask(request.url.path, call))
+
     async def logprobs(request: Request) -> Response:
         _must_be(ready)
         entry, asked = await read_asked(request, routes)
@@ -78,7 +87,7 @@ def build_door(routes: Routes, upstream: Upstream, metrics: Metrics, ready: Call
             Route("/v1/models/{name:path}", model),
             Route("/v1/chat/completions", generate, methods=["POST"]),
             Route("/v1/completions", generate, methods=["POST"]),
-            Route("/v1/tokenize", generate, methods=["POST"]),
+            Route("/v1/tokenize", tokenize, methods=["POST"]),
             Route("/v1/logprobs", logprobs, methods=["POST"]),
             Route("/metrics", figures),
             Route("/health", health),

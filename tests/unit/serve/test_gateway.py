@@ -161,6 +161,17 @@ async def test_the_engines_own_keys_are_refused(door, engine, key):
     assert not engine[0].bodies
 
 
+async def test_tokens_are_not_streamed(door, engine):
+    asked = {"model": "org/base", "prompt": "a"}
+    assert (await door.post("/v1/tokenize", json=asked | {"stream": False})).status == 200
+    sent = len(engine[0].bodies)
+    response = await door.post("/v1/tokenize", json=asked | {"stream": True})
+    assert response.status == 400
+    assert (await error_of(response))["param"] == "stream"
+    assert response.headers["x-tuneship-version"] == "org/base@1"
+    assert len(engine[0].bodies) == sent
+
+
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"sql"', b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000])
 async def test_bodies_that_are_no_request(door, body):
     response = await door.post(CHAT, data=body)
