@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -57,9 +57,7 @@ def build_door(routes: Routes, upstream: Upstream, metrics: Metrics, ready: Call
     async def tokenize(request: Request) -> Response:
         _must_be(ready)
         entry, asked = await read_asked(request, routes)
-        if asked.get("stream"):  # SGLang answers 500
-            message = "'stream' is not accepted here: tokens come at once."
-            raise Refusal(400, "unsupported_parameter", message, param="stream", version=entry.version)
+        _must_not_stream(asked, entry)
         call = Call(entry, address(asked, entry))
         return await _unless_client_leaves(request, upstream.ask(request.url.path, call))
 
@@ -122,6 +120,13 @@ def _must_be(ready: Callable[[], bool]) -> None:
     """Before the model is looked up: while the engine starts nobody knows yet what it will serve."""
     if not ready():
         raise engine_unavailable()
+
+
+def _must_not_stream(asked: Mapping[str, Any], entry: Entry) -> None:
+    """Where SGLang knows no streams, it answers 500."""
+    if asked.get("stream"):
+        message = "'stream' is not accepted here: the answer comes at once."
+        raise Refusal(400, "unsupported_parameter", message, param="stream", version=entry.version)
 
 
 def _card(entry: Entry, created: int, ends: Sequence[int]) -> dict[str, Any]:
