@@ -137,8 +137,9 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
         checker = Checker(catalog.origin, limits)
         dtype = pick_dtype(serve.dtype)
         given = {entry.version: entry.source or entry.path for entry in catalog.entries[1:]}
-        judge = judging.judge(serve, catalog, Engine(supervisor, upstream), registry, kept, dtype)
-        deployer = Deployer(books, Engine(supervisor, upstream), checker, judge)
+        engine = Engine(supervisor, upstream)
+        judge = judging.judge(serve, catalog, engine, registry, kept, dtype)
+        deployer = Deployer(books, engine, checker, judge)
         try:
             yield Parts(
                 *(routes, metrics, upstream, supervisor, live, deployer, registry),

@@ -10,6 +10,7 @@ said by name, with both ways out: the limits of before, or without that version.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from tuneship.serve.store import AdapterStore
 
 REGISTRY = "registry.sqlite"
 _LOG_LINES = 400
+_OFFLINE = "offline"
+"""Who it was, in the history, that took a version out while no server ran."""
 _REFUSED = "Failed to load LoRA adapter"
 """SGLang's words, before its name for the adapter."""
 
@@ -71,7 +74,7 @@ def blamed(error: EngineError, log: Path, registry: Registry, folder: Path) -> E
     refusals = [line for line in tail(log, _LOG_LINES).splitlines() if _REFUSED in line] if log.is_file() else []
     for text in (error.message, *refusals):
         for version in registry.present():
-            if version.state in SERVED and version.selector in text:
+            if version.state in SERVED and _names(text, version.selector):
                 why = error.message if text is error.message else f"{error.message}: {text[text.index(_REFUSED) :]}"
                 return EngineError(
                     f"{version.name}, which the state in {where} holds, keeps the engine from starting: {why}",
@@ -80,7 +83,7 @@ def blamed(error: EngineError, log: Path, registry: Registry, folder: Path) -> E
     return error
 
 
-def take_out(folder: Path, name: str, actor: str = "offline") -> list[Version]:
+def take_out(folder: Path, name: str) -> list[Version]:
     """Take a version (`alias@id`), or an alias with all its versions, out of `folder` while no server runs.
 
     Raises:
@@ -96,8 +99,8 @@ def take_out(folder: Path, name: str, actor: str = "offline") -> list[Version]:
             raise RegistryError(f"there is no {name} in {where}", hint=f"there is: {there}")
         with registry.at_once():
             for version in leaving:
-                registry.drain(version.name, actor, whole_alias=True)
-                registry.unloaded(version.name, actor)
+                registry.drain(version.name, _OFFLINE, whole_alias=True)
+                registry.unloaded(version.name, _OFFLINE)
         store = AdapterStore(folder / COPIES)
         for version in leaving:
             store.drop(version.path)
@@ -106,6 +109,11 @@ def take_out(folder: Path, name: str, actor: str = "offline") -> list[Version]:
         if rest and not any(version.state is State.LIVE for version in after):
             say(f"{leaving[0].alias} has no live version now: promote {' or '.join(rest)} when the server runs")
         return [version for version in after if version.name in {left.name for left in leaving}]
+
+
+def _names(text: str, selector: str) -> bool:
+    """Whether `text` has it by itself: `sql@3fa9c1d20b77#1` is a part of `my-sql@3fa9c1d20b77#12`."""
+    return bool(re.search(rf"(?<![A-Za-z0-9._-]){re.escape(selector)}(?![0-9])", text))
 
 
 def _beyond(version: Version, limits: Limits) -> Iterator[Reason]:

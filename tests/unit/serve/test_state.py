@@ -168,6 +168,27 @@ def test_the_version_that_keeps_an_engine_from_starting_is_named(folder, left, t
         assert states.blamed(other, log, registry, folder) is other
 
 
+@pytest.mark.parametrize("where", ["error", "log"])
+def test_a_version_whose_name_is_a_part_of_anothers_is_not_blamed(folder, left, tmp_path, where):
+    """The same adapter under two names, or loaded a tenth time."""
+    left("sql")
+    long, log = left("z.sql", rank=6), tmp_path / "engine.log"
+    (tmp_path / "other").mkdir()
+    with opened(folder) as registry:
+        (sql, z_sql) = registry.present()
+        registry.loaded(registry.add("z.sql", sql.content_id, tmp_path / "other").name, "passed")
+        same = registry.promote(f"z.sql@{sql.content_id[:12]}")
+        for selector, name in ((same.selector, same.name), (z_sql.selector, long)):
+            said = f"Failed to load LoRA adapter {selector}: it is odd"
+            log.write_text("" if where == "error" else said)
+            error = EngineError(said if where == "error" else "SGLang ended")
+            assert states.blamed(error, log, registry, folder).message.startswith(f"{name}, which ")
+        said = f"Failed to load LoRA adapter {sql.selector}0: it is odd"  # a version of another state
+        log.write_text("" if where == "error" else said)
+        error = EngineError(said if where == "error" else "SGLang ended")
+        assert states.blamed(error, log, registry, folder) is error
+
+
 def test_the_words_by_which_sglang_names_an_adapter_that_it_refuses():
     """They are looked for in its log."""
     (sglang,) = importlib.util.find_spec("sglang").submodule_search_locations

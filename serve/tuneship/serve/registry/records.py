@@ -48,7 +48,7 @@ class Version(NamedTuple):
     """How many times it was loaded: the engine never sees one name twice."""
     pinned: bool
     verified: str
-    """`""` (not yet), `passed`, `no evidence`, or `failed: ...`."""
+    """`""` (not yet), `passed`, `no evidence`, `cannot tell: ...`, `not asked` (nobody did), or `failed: ...`."""
     changed_at: str
     verified_under: str = ""
     """What the server was when that was found out: its weights, their type, its template. `""`: nobody knows."""
