@@ -1,18 +1,17 @@
-"""What the door costs a real engine under many streams: ABBA blocks, A straight to the engine, B through the door.
+"""What the door costs a real engine under many streams: in blocks, A straight to the engine, B through the door.
 
     figures = measure(engine_url, door_url, "base", streams=64, blocks=10, clients=2, window_s=5.0)
 
-In a block all streams begin together, with answers of one length. There are two kinds.
+All streams of a load begin together, with answers of one length. There are two kinds of blocks.
 
-Quiet ones give the tokens a second: of each stream, all that came after the last stream's first chunk, over the time
-until its last. Tokens, not chunks: an engine whose HTTP process is behind puts several into one. Counts of chunks
+Quiet ones, ABBA, give the tokens a second: of each stream, all that came after the last stream's first chunk, over the
+time until its last. Tokens, not chunks: an engine whose HTTP process is behind puts several into one. Counts of chunks
 between two moments told 64 streams on an H200 within 0.5 % a block, and 256, 10,900 tokens a second, within 10 %.
 
-In the others probes come while every stream is being answered: single requests, at the same times in each of the four
-blocks, and always in pairs, one through the door and one past it, two milliseconds apart, now this one first and now
-that. What the door adds to a TTFT is the median over pairs, of the blocks in which the door carries the streams: both
-of a pair meet the same step. Throughput is not read there: how many probes share a step is changed by the door's own
-delay.
+In the others the door carries the streams, twice a block, and probes come while every stream is being answered: single
+requests, always in pairs, one through the door and one past it, two milliseconds apart, now this one first and now
+that. What the door adds to a TTFT is the median over pairs: both of a pair meet the same step. Throughput is not read
+there: how many probes share a step is changed by the door's own delay.
 
 Loops of short answers cannot tell either. There a stream waits for the prompts of those that ended with it, and how
 these fall together is chance: on an H200, blocks of 64 streams differed by 8 % and their median TTFT by 40 ms. Probes
@@ -43,7 +42,8 @@ _PROBE_TOKENS, _PROBES_PER_S = 8, 8.0
 _APART_S = 0.002
 _FEWEST_PROBES = 5
 PARTS = ("throughput", "ttft")
-_ABBA = ("past", "through", "through", "past")
+_WAYS = {"throughput": ("past", "through", "through", "past"), "ttft": ("through", "through")}
+"""Of the loads of one block."""
 
 
 class Block(NamedTuple):
@@ -76,7 +76,7 @@ def measure(
         door_url: of the door before that engine.
         model: whom both are asked for.
         streams: at once.
-        blocks: of four each.
+        blocks: of each part.
         clients: processes that read them.
         window_s: for about how long all of them are to be answered.
         parts: of `PARTS`.
@@ -95,7 +95,7 @@ def measure(
         ask.block("past", tokens, spells[part])
         loads: list[tuple[Block, ...]] = []
         for number in range(blocks):
-            loads.append(tuple(ask.block(way, tokens, spells[part], number) for way in _ABBA))
+            loads.append(tuple(ask.block(way, tokens, spells[part], number) for way in _WAYS[part]))
             say("door", streams, part, f"{number + 1} of {blocks}", *_said(part, loads[-1]))
         figures[part] = {"throughput": _throughput, "ttft": _ttft}[part](loads)
     return figures
@@ -113,8 +113,7 @@ def _lost(load: tuple[Block, ...]) -> float:
 
 
 def _added_ms(load: tuple[Block, ...]) -> float:
-    _, b1, b2, _ = load
-    return (b1.added_ms() + b2.added_ms()) / 2
+    return statistics.mean(block.added_ms() for block in load)
 
 
 def _throughput(loads: Sequence[tuple[Block, ...]]) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def _throughput(loads: Sequence[tuple[Block, ...]]) -> dict[str, Any]:
 
 def _ttft(loads: Sequence[tuple[Block, ...]]) -> dict[str, Any]:
     added = sign_flip([_added_ms(load) for load in loads])
-    pairs = [pair for _, b1, b2, _ in loads for block in (b1, b2) for pair in block.ttft_ms]
+    pairs = [pair for load in loads for block in load for pair in block.ttft_ms]
     return {
         "pairs_of_probes": len(pairs),
         "engine_ms": round(statistics.median(one for one, _ in pairs), 2),

@@ -44,9 +44,11 @@ from orderly import in_order
 
 from tuneship.core import hardware
 from tuneship.core.endpoint import Endpoint, read_endpoint
+from tuneship.core.process import stop_tree
 from tuneship.serve import keys  # the study is of serve: it makes the key that the server asks for
 
 AT_ONCE = 16
+_START_S = 240
 _WARM_UP = 0.1
 _GROWTH_BYTES = 32 << 20
 _GROWTH_FILES = 8
@@ -114,7 +116,8 @@ def main() -> int:
         found["duration_s"] = round(time.monotonic() - began, 1)
         found["same_answers"] = server.process.is_running() and server.greedy() == before
         found["prompts_in_engine_log"] = "hello" in server.log.read_text(errors="replace")
-    found["fine"] = not found["faults"] and found["same_answers"] and found["grew"]["fine"]
+    sound = found["same_answers"] and not found["prompts_in_engine_log"] and found["grew"]["fine"]
+    found["fine"] = bool(sound and not found["faults"] and found["sent"])
     text = json.dumps(_described(arguments) | found, indent=1)
     print(text)
     if arguments.out:
@@ -198,7 +201,8 @@ def judged(case: Malformed, received: bytes) -> Answer:
     if told:
         return Answer(case.kind, status, fault=f"tells {told[0]!r}")
     if status < 400 or case.sent.startswith(b"HEAD"):
-        return Answer(case.kind, status, fault="" if status != 500 else "our 500")
+        broken = case.kind == IN_ORDER and b'{"error"' in body
+        return Answer(case.kind, status, fault="our 500" if status == 500 else "an error in mid-stream" * broken)
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     try:
         error = json.loads(body[: int(length[1])] if length else body)["error"]  # another answer may follow
@@ -228,15 +232,16 @@ def served(folder: Path, model: Path, adapters: Path | None) -> Iterator[Server]
     argv += ["--context-length", str(_CONTEXT)]
     argv += ["--keys", str(folder / "keys.toml"), "--endpoint-file", str(folder / "endpoint.json"), "--log", str(log)]
     argv += ["--adapters", str(adapters)] if adapters else []
-    with subprocess.Popen(argv) as process:
-        try:
-            while not (folder / "endpoint.json").exists():
-                if process.poll() is not None:
-                    raise SystemExit("the server did not start")
-                time.sleep(0.2)
-            yield Server(read_endpoint(folder / "endpoint.json"), psutil.Process(process.pid), key, log)
-        finally:
-            process.terminate()
+    process = subprocess.Popen(argv)
+    try:
+        deadline = time.monotonic() + _START_S
+        while not (folder / "endpoint.json").exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit("the server did not start")
+            time.sleep(0.2)
+        yield Server(read_endpoint(folder / "endpoint.json"), psutil.Process(process.pid), key, log)
+    finally:
+        stop_tree(process, 40)
 
 
 def _table(answers: list[Answer]) -> dict[str, dict[str, int]]:

@@ -180,6 +180,7 @@ def _start_all(
 def _start(name: str, base: Path, work: Path, more: Sequence[str]) -> subprocess.Popen[bytes]:
     folder = work / name
     folder.mkdir(exist_ok=True)
+    (folder / "endpoint.json").unlink(missing_ok=True)  # of a run that was killed
     arguments = VARIANTS[name]
     argv = [sys.executable, "-m", "tuneship", "serve", str(base), "--port", "0", *more]
     argv += ["--log", str(folder / "engine.log"), "--endpoint-file", str(folder / "endpoint.json")]

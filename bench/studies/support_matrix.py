@@ -123,6 +123,7 @@ def _measure(formats: list[str], model: str, out: Path, work: Path) -> None:
 
 def _row(name: str, model: str, base: Path, adapters: Path, folder: Path) -> Row:
     """Serve one format, ask it, and compare."""
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     asked = FORMATS[name]
     served = str(_w4a16(base, folder / f"{base.name}-w4a16")) if name == "w4a16" else model
