@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,10 @@ def test_what_it_makes_of_is_still_made_by_the_tests(study):
 
 def test_figures_say_of_which_commit_they_are(study):
     made = importlib.import_module("made").made()
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=STUDIES, capture_output=True, text=True, check=True)
-    assert made["commit"].removesuffix("-dirty") == head.stdout.strip()
     assert made["date"].startswith("20")
+    if not shutil.which("git"):
+        pytest.skip("no git")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=STUDIES, capture_output=True, text=True, check=False)
+    if head.returncode:
+        pytest.skip("no repository")
+    assert made["commit"].removesuffix("-dirty") == head.stdout.strip()
