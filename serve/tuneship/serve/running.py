@@ -75,6 +75,11 @@ def find(url: str = "") -> Running:
     raise EndpointError(f"{len(found)} servers are running: {listed}", hint="say which with --url")
 
 
+def mode(url: str) -> str:
+    """What the server at `url` serves, `adapters` or one model, if it is one of this machine and user; else empty."""
+    return next((server.mode for server in _all() if server.url == url.rstrip("/")), "")
+
+
 def _all() -> list[Running]:
     found = []
     for file in sorted(_folder().glob("*.json")):

@@ -23,6 +23,7 @@ from tuneship.serve.gateway import build_door
 from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.registry import State, Version
 from tuneship.serve.routes import Routes
+from tuneship.serve.running import Running, announced
 from tuneship.serve.upstream import Upstream
 from tuneship.serve.verify import asked, commands
 from tuneship.serve.verify.door import DoorScorer
@@ -138,9 +139,40 @@ async def test_one_that_is_not_loaded_is_not_mistaken_for_the_one_that_is_live(s
     assert refused.value.hint.startswith(f"tuneship adapters load {trained.path} --alias sql")
     assert not server.engine.asked
     server.serve()
-    with pytest.raises(EndpointError, match="serves no model 'sql'") as refused:
-        await ask(tmp_path, server)
-    assert f"tuneship adapters load {trained.path}" in refused.value.hint
+    for mode, way in (
+        ("adapters", f"tuneship adapters load {trained.path}"),
+        ("merged", f"serve its base with --adapters {trained.path}"),
+    ):
+        with (
+            announced(Running(url=server.url, admin_url="http://127.0.0.1:1", admin_key="k", mode=mode)),
+            pytest.raises(EndpointError, match="serves no model 'sql'") as refused,
+        ):
+            await ask(tmp_path, server)
+        assert refused.value.hint.startswith(way)
+        assert "adapters load" not in refused.value.hint or mode == "adapters"
+
+
+@pytest.mark.parametrize("status", [200, 401, 403, 404, 503])
+async def test_only_404_means_that_a_version_is_not_loaded(status: int):
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, text="the server's words")
+
+    app = web.Application()
+    app.router.add_get("/v1/models/sql@1", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with DoorScorer(f"http://127.0.0.1:{runner.addresses[0][1]}") as scorer:
+            if status in {200, 404}:
+                assert await scorer.knows("sql@1") is (status == 200)
+                return
+            with pytest.raises(EndpointError, match="refused") as refused:
+                await scorer.knows("sql@1")
+            said = ("refused the key", "--key-env") if status == 401 else (str(status), "the server's words")
+            assert all(word in f"{refused.value.message} {refused.value.hint}" for word in said)
+    finally:
+        await runner.cleanup()
 
 
 async def test_a_name_that_is_given_is_the_one_that_is_asked(server, trained, tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from tuneship.core import rundir
 from tuneship.core.artifact import Artifact
 from tuneship.core.errors import ArtifactError, EndpointError
+from tuneship.serve import running
 from tuneship.serve.dressed import dressed_version
 from tuneship.serve.verify.door import DoorScorer, Served
 
@@ -48,7 +49,8 @@ async def name_of(opened: Artifact | None, path: Path, scorer: DoorScorer, serve
     if opened.manifest.kind != "adapter":
         return served.base
     name = opened.manifest.name or path.name
-    for alias in dict.fromkeys((name, *served.adapters)):
+    # Its own name last where it is not listed: a key for other models may not ask for it.
+    for alias in sorted(dict.fromkeys((name, *served.adapters)), key=lambda each: each not in served.adapters):
         if await scorer.knows(f"{alias}@{opened.id12}"):
             return f"{alias}@{opened.id12}"
     known(name, scorer, served, load=path)
@@ -69,13 +71,11 @@ def known(model: str, scorer: DoorScorer, served: Served, load: Path | None = No
     """
     if model.partition("@")[0] in (served.base, *served.adapters):
         return model
-    listed = ", ".join((served.base, *served.adapters))
-    raise EndpointError(
-        f"{scorer.url} serves no model {model!r}",
-        hint=f"tuneship adapters load {load}, or say which with --model: {listed}"
-        if load
-        else f"say which with --model: {listed}",
-    )
+    listed, way = ", ".join((served.base, *served.adapters)), ""
+    if load:
+        takes = served.adapters or running.mode(scorer.url) == "adapters"
+        way = f"tuneship adapters load {load}, or " if takes else f"serve its base with --adapters {load}, or "
+    raise EndpointError(f"{scorer.url} serves no model {model!r}", hint=f"{way}say which with --model: {listed}")
 
 
 def others(model: str, scorer: DoorScorer, served: Served) -> dict[str, str]:

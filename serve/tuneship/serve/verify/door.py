@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Self
+from urllib.parse import quote
 
 import aiohttp
 
@@ -11,6 +12,7 @@ from tuneship.core.errors import EndpointError
 from tuneship.serve.verify.scorer import Message, ServerFault, Tool, batches, prompt_ids
 
 _TIMEOUT_S = 600
+_LONGEST_WORDS = 300
 
 
 class Served(NamedTuple):
@@ -65,14 +67,18 @@ class DoorScorer:
         """Whether it answers to `name`: it does to each version that is loaded, of which it lists the live ones.
 
         Raises:
-            EndpointError: no answer.
+            EndpointError: no answer, or one that is neither yes nor no: a refused key, a server that is closing.
 
         """
+        path = f"/v1/models/{quote(name, safe='@')}"
         try:
-            async with self._session.get(f"{self.url}/v1/models/{name}") as response:
-                return response.status == 200
+            async with self._session.get(f"{self.url}{path}") as response:
+                if response.status in {200, 404}:
+                    return response.status == 200
+                said = (await response.text())[:_LONGEST_WORDS]
         except (aiohttp.ClientError, OSError) as error:
             raise self._silent(error) from None
+        raise self._refused(path, response.status, said)
 
     async def logprobs(self, selector: str | None, rows: list[list[int]], starts: list[int]) -> list[list[float]]:
         """As `Scorer`.
@@ -114,14 +120,17 @@ class DoorScorer:
                     if body:
                         self.versions[body["model"]] = response.headers.get(VERSION_HEADER, "")
                     return await response.json()
-                said = (await response.text())[:300]
+                said = (await response.text())[:_LONGEST_WORDS]
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise self._silent(error) from None
-        if response.status == 401:
-            raise EndpointError(f"{self.url} refused the key", hint="name its variable with --key-env")
         if response.status >= 500:
             raise ServerFault(f"{path} answered {response.status}: {said}")
-        raise EndpointError(f"{self.url} refused {path} ({response.status}): {said}")
+        raise self._refused(path, response.status, said)
+
+    def _refused(self, path: str, status: int, said: str) -> EndpointError:
+        if status == 401:
+            return EndpointError(f"{self.url} refused the key", hint="name its variable with --key-env")
+        return EndpointError(f"{self.url} refused {path} ({status}): {said}")
 
     def _silent(self, error: Exception) -> EndpointError:
         return EndpointError(
