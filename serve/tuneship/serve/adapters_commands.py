@@ -33,7 +33,7 @@ def load(path: Path, *, alias: str = "", weight: str = "", pin: bool = False, ur
 
     body = {"path": str(rundir.made(path.absolute(), "train")), "alias": alias, "weight": _share(weight), "pinned": pin}
     loaded = _ask("POST", "/admin/adapters", url, body)
-    for remark in loaded["remarks"]:
+    for remark in loaded.get("remarks", ()):
         say(f"warning: {remark}")
     _show([loaded])
 
@@ -100,7 +100,7 @@ def rollback(alias: str, *, url: str = "") -> None:
     _show([_ask("POST", f"/admin/adapters/{_quoted(alias)}/rollback", url)])
 
 
-def unload(name: str, *, timeout: float = 60.0, url: str = "", state: Path | None = None) -> None:
+def unload(name: str, *, timeout: float | None = None, url: str = "", state: Path | None = None) -> None:
     """Take a version, or an alias with all its versions, out of the server; it answers nobody new from now on.
 
     Parameters
@@ -108,7 +108,7 @@ def unload(name: str, *, timeout: float = 60.0, url: str = "", state: Path | Non
     name
         alias@id, or an alias.
     timeout
-        Seconds to wait for its requests in flight.
+        Seconds to wait for its requests in flight (default: 60).
     url
         Which server, if several run.
     state
@@ -116,12 +116,21 @@ def unload(name: str, *, timeout: float = 60.0, url: str = "", state: Path | Non
 
     """
     if state:
+        from tuneship.core.errors import RecipeError  # noqa: PLC0415 - `--help` starts without all of this
         from tuneship.serve.state import take_out  # noqa: PLC0415
+
+        if url or timeout is not None:
+            option = "--url" if url else "--timeout"
+            raise RecipeError(
+                f"{option} is about a server that runs, and --state about one that does not",
+                hint=f"leave out {option}, or --state",
+            )
 
         gone = take_out(state, name)
         _show([version._asdict() | {"version": version.name, "in_flight": 0} for version in gone])
     else:
-        _show(_ask("POST", f"/admin/adapters/{_quoted(name)}/unload", url, {"timeout_s": timeout}))
+        body = {"timeout_s": 60.0 if timeout is None else timeout}
+        _show(_ask("POST", f"/admin/adapters/{_quoted(name)}/unload", url, body))
 
 
 def history(alias: str = "", *, limit: int = 20, url: str = "") -> None:

@@ -167,6 +167,20 @@ async def test_a_refused_load_stands_in_the_servers_log_in_one_line(ask, make_ad
     assert "\x1b" not in line
 
 
+async def test_an_older_server_says_nothing_of_what_came_later(monkeypatch, capsys):
+    version = {"version": "sql@1", "state": "live", "pinned": False, "weight": 1.0, "verified": "passed"}
+    monkeypatch.setattr(verbs, "_ask", lambda *_: version | {"in_flight": 0})
+    verbs.load(Path("x"))
+    assert "sql@1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", [{"url": "http://127.0.0.1:1"}, {"timeout": 5.0}, {"timeout": 60.0}], ids=str)
+def test_what_is_about_a_server_is_not_ignored_where_none_runs(tmp_path, given):
+    (option,) = given
+    with pytest.raises(RecipeError, match=f"--{option} is about a server that runs"):
+        verbs.unload("sql", state=tmp_path, **given)
+
+
 @pytest.mark.parametrize("name", ["sql@0123456789ab#1", "sql?x=", "sql?", "sql#"])
 async def test_a_name_stays_a_name_in_the_address(admin, world, adapters, name):
     await world.deployer.load(adapters[0], alias="sql")
