@@ -17,12 +17,12 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import uvicorn
 import uvloop
@@ -30,7 +30,7 @@ from starlette.types import ASGIApp
 
 from tuneship.core import hardware
 from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel, curl, write_endpoint
-from tuneship.core.errors import EndpointError, TuneshipError
+from tuneship.core.errors import EndpointError, EngineError, TuneshipError
 from tuneship.core.files import short
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
@@ -45,11 +45,15 @@ from tuneship.serve.keys import API_KEY_VARIABLE, Keyring
 from tuneship.serve.launch import LOOPBACK, configure, flags
 from tuneship.serve.observe import Observed
 from tuneship.serve.protocol import KEEP_ALIVE_S, DoorProtocol
+from tuneship.serve.registry import Version
 from tuneship.serve.running import Running, announced
 from tuneship.serve.supervisor import Phase
 
 _CLOSE_S = 22.0
 """Beyond draining: a client that reads nothing cannot keep the door open."""
+
+_LAST_WORDS_S = 2.0
+"""In which the supervisor notices that an engine died which broke off, and why."""
 
 
 class Files(NamedTuple):
@@ -173,12 +177,20 @@ class _Server:
         fresh = deployer.seed(self._catalog.entries[1:]) if deployer else []
         await self._parts.supervisor.start()
         say(f"SGLang answers after {time.monotonic() - began:.0f} s")
+        await _beside(self._parts.supervisor.watch(), self._proven(fresh))
+        self._settled = True
+
+    async def _proven(self, fresh: Sequence[tuple[Version, Path]]) -> None:
+        """Whatever shall answer is what was trained.
+
+        An engine that fails meanwhile ends the start, as one that does not start does: nothing says that the next one
+        would get further, and nobody is served by it yet.
+        """
         if self._parts.verify_again:
             await self._parts.verify_again()
-        if deployer:
-            await deployer.settle(fresh)
+        if self._parts.deployer:
+            await self._parts.deployer.settle(fresh)
         await prove_merged(self._parts.upstream, self._catalog, self._serve)
-        self._settled = True
 
     async def _drain(self, door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> float:
         """Wait for the requests in flight, or until a second signal; how long the engine may take to end."""
@@ -255,6 +267,20 @@ async def _until(ends: Iterable[asyncio.Task[Any]], work: Coroutine[Any, Any, No
     with contextlib.suppress(asyncio.CancelledError, TuneshipError):
         await doing
     return False
+
+
+async def _beside(watch: Coroutine[Any, Any, NoReturn], work: Coroutine[Any, Any, None]) -> None:
+    """Do `work` while `watch` raises nothing; of an engine that broke off, what `watch` finds out is said."""
+    watching, doing = asyncio.create_task(watch), asyncio.create_task(work)
+    try:
+        await asyncio.wait({watching, doing}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done() and isinstance(doing.exception(), EngineError):
+            await asyncio.wait({watching}, timeout=_LAST_WORDS_S)
+        await (watching if watching.done() else doing)
+    finally:
+        for task in (watching, doing):
+            task.cancel()
+        await asyncio.gather(watching, doing, return_exceptions=True)
 
 
 def _signals() -> asyncio.Queue[signal.Signals]:

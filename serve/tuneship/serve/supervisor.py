@@ -2,6 +2,7 @@
 
     supervisor = Supervisor(configure, log, upstream, Patience())
     await supervisor.start()
+    await supervisor.watch()    # raises when the engine fails: what a server does with it before it has proven anything
     await supervisor.keep()     # for ever; raises when it gives up
 
 Three things end an engine: its processes die (out of memory included), it stops answering while requests wait, or we
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from tuneship.core.errors import EngineError
 from tuneship.core.progress import say
@@ -128,6 +129,15 @@ class Supervisor:
         """
         while True:
             await self._restart(await self._failed())
+
+    async def watch(self) -> NoReturn:
+        """Watch it without starting it again.
+
+        Raises:
+            EngineError: it died or hangs, and why.
+
+        """
+        raise (await self._failed()).error
 
     async def ready(self, timeout_s: float) -> None:
         """Wait until it answers.

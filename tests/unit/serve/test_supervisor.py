@@ -12,15 +12,21 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tuneship.core.errors import EngineError
+from tuneship.core.errors import EngineError, ParityError
 from tuneship.core.process import spawn
+from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
 from tuneship.serve import supervisor as supervisors
+from tuneship.serve.assembly import Parts
 from tuneship.serve.calls import Call
-from tuneship.serve.catalog import Entry
+from tuneship.serve.catalog import Catalog, Entry
 from tuneship.serve.engine import Engine, free_port
+from tuneship.serve.keys import Keyring
 from tuneship.serve.launch import EngineConfig
+from tuneship.serve.metrics import Live, Metrics
 from tuneship.serve.refusals import Refusal
+from tuneship.serve.routes import Routes
+from tuneship.serve.server import Access, Files, _Server
 from tuneship.serve.supervisor import Patience, Phase, Supervisor
 from tuneship.serve.upstream import Upstream
 
@@ -246,6 +252,48 @@ async def test_what_comes_back_counts_as_progress(supervisor, upstream):
     await upstream.ask("/generate", CALL)
     assert upstream.heard_at >= before
     assert upstream.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [("/die", r"SGLang died while serving: it ended with exit code 9"), ("/hang", "SGLang hangs: 1 req")],
+)
+@pytest.mark.parametrize("broken_off_is_said", [True, False])
+async def test_an_engine_that_fails_while_versions_are_verified_ends_the_start(
+    supervisor, upstream, starts, tmp_path, path, why, broken_off_is_said
+):
+    async def verify_again() -> None:
+        try:
+            await upstream.ask(path, CALL)
+        except Refusal as error:
+            if broken_off_is_said:
+                raise EngineError("the engine broke off") from error
+        await asyncio.sleep(60)
+
+    catalog = Catalog("merged", (CALL.entry,))
+    parts = Parts(Routes(CALL.entry), Metrics(Live), upstream, supervisor, Live, verify_again=verify_again)
+    server = _Server(catalog, Serve(), Files(tmp_path / "log"), Access(Keyring(tmp_path / "keys.json")), parts)
+    with pytest.raises(EngineError, match=why):
+        await asyncio.wait_for(server._begin(), 30)
+    assert not server.ready
+    assert supervisor.restarts == 0
+    assert len(starts.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [None, ParityError("another model")])
+async def test_what_verification_finds_is_said_and_nothing_watches_any_more(supervisor, upstream, tmp_path, error):
+    async def verify_again() -> None:
+        if error:
+            raise error
+
+    catalog = Catalog("base", (CALL.entry,))
+    parts = Parts(Routes(CALL.entry), Metrics(Live), upstream, supervisor, Live, verify_again=verify_again)
+    server = _Server(catalog, Serve(), Files(tmp_path / "log"), Access(Keyring(tmp_path / "keys.json")), parts)
+    tasks = asyncio.all_tasks()
+    with pytest.raises(ParityError) if error else contextlib.nullcontext():
+        await asyncio.wait_for(server._begin(), 30)
+    assert server.ready is (error is None)
+    assert asyncio.all_tasks() == tasks
 
 
 async def _die(upstream: Upstream) -> None:
