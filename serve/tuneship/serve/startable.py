@@ -26,16 +26,52 @@ _BITS = "--quantization (serve.quantization) says in which bits a base is served
 _TLS = "the door speaks plain HTTP to the engine: put a proxy with TLS in front of the door"
 _PLAINLY = "name each argument by itself"
 _CODE = "a client would have the engine run code of its own"
+_WEIGHTS = (
+    "the weights are those on this disk, that verify knows of; they are neither taken from nor given to another server"
+)
+_CACHED = (
+    "what was made of prompts stays in the engine's memory: --hicache-ratio and --hicache-size use the machine's too"
+)
+_KEPT = "an artifact is never changed: the files of a model stay where they are"
+_HOOKS = "code in the engine's layers sees every prompt and changes answers behind verify's back"
 _CUT = "a prompt that is too long is an error, never cut: --context-length (serve.context_length) allows longer ones"
 
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(("--host", "--port", "--grpc-mode", "--smg-grpc-mode", "--grpc-port"), _LOOPBACK),
     **dict.fromkeys(("--smg-http-sidecar-port", "--grpc-http-sidecar-port", "--sidecar", "--sidecar-args"), _LOOPBACK),
+    **dict.fromkeys(("--dist-init-addr", "--nccl-init-addr"), _LOOPBACK),
+    **dict.fromkeys(("--decoupled-spec-bind-endpoint", "--decoupled-spec-connect-endpoints"), _LOOPBACK),
+    **dict.fromkeys(("--disaggregation-mode", "--disaggregation-bootstrap-port"), _LOOPBACK),
+    **dict.fromkeys(("--encoder-only", "--language-only", "--encoder-urls"), _LOOPBACK),
+    **dict.fromkeys(("--encoder-bootstrap-port", "--encoder-register-urls", "--tool-server"), _LOOPBACK),
     **dict.fromkeys(("--api-key", "--admin-api-key"), _KEYS),
     **dict.fromkeys(
         ("--log-requests", "--log-requests-level", "--log-requests-format", "--log-requests-target"), _PROMPTS
     ),
     **dict.fromkeys(("--crash-dump-folder", "--export-metrics-to-file", "--export-metrics-to-file-dir"), _PROMPTS),
+    **dict.fromkeys(
+        ("--kv-events-config", "--enable-forward-pass-metrics", "--forward-pass-metrics-ipc-name"), _PROMPTS
+    ),
+    **dict.fromkeys(("--enable-trace", "--trace-modules", "--otlp-traces-endpoint", "--spec-trace-dir"), _PROMPTS),
+    **dict.fromkeys(
+        ("--debug-tensor-dump-output-folder", "--debug-tensor-dump-layers", "--debug-tensor-dump-input-file"), _PROMPTS
+    ),
+    "--msprobe-dump-config": _PROMPTS,
+    **dict.fromkeys(("--hicache-storage-backend", "--hicache-storage-backend-extra-config"), _CACHED),
+    **dict.fromkeys(("--enable-lmcache", "--lmcache-config-file"), _CACHED),
+    **dict.fromkeys(("--enable-flexkv", "--flexkv-config-file", "--radix-cache-backend"), _CACHED),
+    **dict.fromkeys(("--weight-cache-mode", "--weight-cache-socket", "--modelexpress-config"), _WEIGHTS),
+    **dict.fromkeys(("--custom-weight-loader", "--engine-info-bootstrap-port"), _WEIGHTS),
+    **dict.fromkeys(
+        (
+            "--remote-instance-weight-loader-seed-instance-ip",
+            "--remote-instance-weight-loader-seed-instance-service-port",
+            "--remote-instance-weight-loader-send-weights-group-ports",
+            "--remote-instance-weight-loader-start-seed-via-transfer-engine",
+        ),
+        _WEIGHTS,
+    ),
+    "--delete-ckpt-after-loading": _KEPT,
     **dict.fromkeys(("--lora-paths", "--enable-lora"), _ADAPTERS),
     **dict.fromkeys(
         ("--max-lora-rank", "--max-loras-per-batch", "--max-loaded-loras", "--lora-target-modules"), _LIMITS
@@ -50,6 +86,7 @@ REFUSED: Mapping[str, str] = {
     "--enable-http2": _TLS,
     "--config": _PLAINLY,
     "--enable-custom-logit-processor": _CODE,
+    "--forward-hooks": _HOOKS,
     "--allow-auto-truncate": _CUT,
 }
 """{SGLang's argument: what there is instead}. Its other names are in it too."""
