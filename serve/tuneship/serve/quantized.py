@@ -27,6 +27,7 @@ from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.core.stage import Job, run_job
 from tuneship.serve import startable
+from tuneship.serve.preflight.said import on_one_line, quoted
 
 Method = Literal["none", "nf4", "fp8"]
 """What an engine is told: nothing, that the weights are packed, or to quantize while it loads."""
@@ -133,7 +134,8 @@ def remarks(adapter: Path, base: Path) -> list[str]:
     fix = ""
     if trained.method == "nf4" and served.method == "none":
         fix = " (--quantization nf4 serves that, and dequantized the same in 16 bits)"
-    was = f"adapter {manifest.name or adapter.name!r} was trained on {manifest.base.id} {_bits(trained)}{fix}"
+    name, base_id = quoted(manifest.name or adapter.name), on_one_line(manifest.base.id)
+    was = f"adapter {name} was trained on {base_id} {_bits(trained)}{fix}"
     return [f"{was} and is served on it {_bits(served)}: its answers can differ from those that training measured"]
 
 

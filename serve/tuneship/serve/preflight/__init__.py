@@ -32,6 +32,7 @@ from tuneship.serve.preflight.base import BaseModel, read_base
 from tuneship.serve.preflight.checked import CheckedAdapter
 from tuneship.serve.preflight.files import deeper
 from tuneship.serve.preflight.proof import prove
+from tuneship.serve.preflight.said import on_one_line, quoted
 from tuneship.serve.tensors import Contents
 
 __all__ = [
@@ -206,16 +207,18 @@ def _rank(config: Mapping[str, Any], layers: Mapping[str, Layer], limits: Limits
 
 
 def _remarks(name: str, judged: weights.Weights) -> tuple[str, ...]:
-    return (f"adapter {name!r} changes nothing: its answers are the base's",) if judged.silent else ()
+    return (f"adapter {quoted(name)} changes nothing: its answers are the base's",) if judged.silent else ()
 
 
 def _refusal(name: str, reasons: list[Reason]) -> PreflightError:
-    facts, fixes = dict.fromkeys(reason.fact for reason in reasons), dict.fromkeys(reason.fix for reason in reasons)
+    name = quoted(name)
+    facts = dict.fromkeys(on_one_line(reason.fact) for reason in reasons)
+    fixes = dict.fromkeys(on_one_line(reason.fix) for reason in reasons)
     if len(facts) == 1:
-        return PreflightError(f"adapter {name!r} {next(iter(facts))}", hint="\n      ".join(fixes))
+        return PreflightError(f"adapter {name} {next(iter(facts))}", hint="\n      ".join(fixes))
     listed = "".join(f"\n  - {fact}" for fact in facts)
     return PreflightError(
-        f"adapter {name!r} cannot be served, for {len(facts)} reasons. It{listed}", hint="\n      ".join(fixes)
+        f"adapter {name} cannot be served, for {len(facts)} reasons. It{listed}", hint="\n      ".join(fixes)
     )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tuneship.core.checkpoint import TEMPLATE_FILE
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.servable import REEXPORT, Reason
+from tuneship.serve.preflight.said import on_one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -93,8 +94,9 @@ def refuse_strangers(folder: Path, file: Path) -> None:
 def _refuse_pickles(folder: Path) -> None:
     pickled = sorted(file.name for file in folder.iterdir() if _holds_weights(file))
     if pickled:
+        listed = on_one_line(", ".join(pickled))
         raise PreflightError(
-            f"adapter {folder.name!r} has its weights pickled, in {', '.join(pickled)}: reading them can run any code",
+            f"adapter {folder.name!r} has its weights pickled, in {listed}: reading them can run any code",
             hint=_CONVERT,
         )
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tuneship.core.errors import ArtifactError
+from tuneship.serve.preflight.said import on_one_line
 
 _LONGEST_BYTES = 1 << 22
 """A list of every module of a large model is some 100 KB."""
@@ -47,11 +48,12 @@ def read(file: Path) -> dict[str, Any]:
         for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
             for pattern in _listed(config.get(key)):
                 re.compile(pattern)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
+    except ValidationError as wrong:
+        first = wrong.errors()[0]
+        where = on_one_line(".".join(map(str, first["loc"])))
         raise ArtifactError(f"{file} is not an adapter's configuration: {where}: {first['msg']}") from None
-    except (ValueError, RecursionError, re.error) as error:
+    except (ValueError, RecursionError, re.error) as fault:
+        error = on_one_line(str(fault))
         raise ArtifactError(f"{file} is not an adapter's configuration: {error}") from None
     return dict(config)
 

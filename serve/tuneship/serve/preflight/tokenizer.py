@@ -16,6 +16,7 @@ from pydantic import BaseModel, RootModel, ValidationError
 from tuneship.core import checkpoint
 from tuneship.core.errors import ArtifactError
 from tuneship.core.servable import MERGE, Reason
+from tuneship.serve.preflight.said import on_one_line
 
 PROBES = (
     "The quick brown fox's 1,234,567.89 jumps over   the lazy dog!\n",
@@ -145,7 +146,8 @@ def _loaded(file: Path, _size: int, _mtime_ns: int) -> Any:
 
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # noqa: BLE001 - what the library raises is a plain Exception
+    except Exception as fault:  # noqa: BLE001 - what the library raises is a plain Exception
+        error = on_one_line(str(fault))
         raise ArtifactError(f"{file} cannot be read: {error}", hint="save the tokenizer again") from None
     tokenizer.no_padding()
     tokenizer.no_truncation()

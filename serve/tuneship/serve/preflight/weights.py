@@ -17,6 +17,7 @@ from tuneship.core.servable import MERGE, PROJECTIONS, REEXPORT, Layer, Reason, 
 from tuneship.serve import tensors
 from tuneship.serve.preflight import settings
 from tuneship.serve.preflight.base import BaseModel
+from tuneship.serve.preflight.said import quoted
 from tuneship.serve.tensors import Contents, Tensor
 
 _PREFIX = "base_model.model."
@@ -158,6 +159,7 @@ def _shapes(here: dict[str, dict[str, tuple[str, Tensor]]], config: dict[str, An
     if not wrong:
         return []
     named = config.get("base_model_name_or_path")
+    named = quoted(named) if isinstance(named, str) and named else ""
     trained_on = f"the base that it was trained on ({named})" if named else "the base that it was trained on"
     return [Reason(f"does not fit {base.record.id}: {_some(wrong, 1)}", f"serve it on {trained_on}")]
 
