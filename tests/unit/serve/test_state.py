@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tuneship.core import hardware
 from tuneship.core.errors import EngineError, PreflightError, RegistryError
+from tuneship.core.files import short
 from tuneship.core.recipe import Serve
 from tuneship.serve import adapters_commands, catalog
 from tuneship.serve import state as states
@@ -63,7 +64,7 @@ def test_a_rank_of_before_is_refused_by_name_with_both_ways_out(folder, left):
     assert f"{large} has rank 16, the server takes at most 8" in error.message
     assert small not in error.message + error.hint
     assert error.hint.startswith("--max-rank 16, or take it out: tuneship adapters unload")
-    assert f"unload {large} --state {folder}" in error.hint
+    assert f"unload {large} --state {short(folder)}" in error.hint
 
 
 def test_all_that_is_wrong_is_said_at_once(folder, left):
