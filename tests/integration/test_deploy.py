@@ -116,7 +116,8 @@ async def test_more_adapters_than_slots_all_answer(url, markers, voices):
         for name, marker in markers.items():
             assert await heard(url, name, voices) == {marker: 1}
     async with aiohttp.ClientSession(url) as session:
-        page = await (await session.get("/metrics")).text()
+        async with session.get("/metrics") as answer:
+            page = await answer.text()
     misses = next(line for line in page.splitlines() if line.startswith("tuneship_adapter_slot_misses_per_minute"))
     assert float(misses.split()[1]) >= 3, "two of three adapters fit"
 
@@ -258,10 +259,10 @@ async def test_an_engine_that_fails_comes_back_with_its_adapters(server, url, ma
             assert refused.status == 503
             assert int(refused.headers["Retry-After"]) > 0
             assert (await refused.json())["error"]["code"] == "engine_unavailable"
-        assert (await session.get("/health")).status == 200
-        assert (await session.get("/ready")).status == 503
+        assert await _status(session, "/health") == 200
+        assert await _status(session, "/ready") == 503
         deadline = time.monotonic() + 120
-        while (await session.get("/ready")).status != 200:
+        while await _status(session, "/ready") != 200:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.2)
     assert verb("list") == before
@@ -269,6 +270,11 @@ async def test_an_engine_that_fails_comes_back_with_its_adapters(server, url, ma
         assert await heard(url, name, voices) == {markers[name]: 1}
     assert set(await heard(url, "alpha", voices, 20)) == {"<alpha>", "<alpha2>"}
     assert "starting it again" in server.said
+
+
+async def _status(session: aiohttp.ClientSession, path: str) -> int:
+    async with session.get(path) as answer:
+        return answer.status
 
 
 def _is(process, name: str) -> bool:

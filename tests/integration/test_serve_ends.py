@@ -35,6 +35,11 @@ def process(server, name: str) -> psutil.Process:
     return found
 
 
+async def status(session: aiohttp.ClientSession, path: str) -> int:
+    async with session.get(path) as answer:
+        return answer.status
+
+
 async def no_memory(server, session: aiohttp.ClientSession) -> None:
     """The scheduler may take no more than it has, and a prompt comes for which it needs some."""
     scheduler = process(server, "sglang::scheduler")
@@ -53,7 +58,9 @@ async def broken_tensors(server, _: aiohttp.ClientSession) -> None:
     body = {"lora_name": "x", "config_dict": config, "serialized_named_tensors": ["AAAA"]}
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port[1]}") as engine:
         try:
-            await engine.post("/load_lora_adapter_from_tensors", json=body, timeout=aiohttp.ClientTimeout(20))
+            timeout = aiohttp.ClientTimeout(20)
+            async with engine.post("/load_lora_adapter_from_tensors", json=body, timeout=timeout) as answer:
+                await answer.read()
         except (aiohttp.ClientError, TimeoutError):
             return
 
@@ -71,7 +78,7 @@ async def test_it_is_started_again_and_says_why(server, ends, reason: str):
         assert rest == b""
         assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "engine_unavailable"
         began = time.monotonic()
-        while (await session.get("/ready")).status != 200:
+        while await status(session, "/ready") != 200:
             assert time.monotonic() - began < 120
             await asyncio.sleep(0.2)
         said = server.said.removeprefix(before)
@@ -88,7 +95,8 @@ async def test_the_engine_still_hands_out_its_keys_and_settings(server):
     """When this fails, upstream has mended it."""
     port = re.search(r"--port (\d+)", " ".join(process(server, "sglang.launch_server").cmdline()))
     async with aiohttp.ClientSession(f"http://127.0.0.1:{port[1]}") as engine:
-        info = await (await engine.get("/server_info")).json()
+        async with engine.get("/server_info") as answer:
+            info = await answer.json()
     assert info.keys() >= {"api_key", "admin_api_key", "model_path"}
     async with aiohttp.ClientSession(server.endpoint.url) as door:
-        assert (await door.get("/server_info")).status == 404
+        assert await status(door, "/server_info") == 404

@@ -303,12 +303,10 @@ def content_id(files: dict[str, FileRecord]) -> str:
 
 
 def _damage(artifact: Artifact, sha256: Callable[[Path], str]) -> Generator[ArtifactError]:
-    """Each way in which it is not what was sealed, what is known at once before what has to be read."""
+    """Each way in which it is not what was sealed: what is wrong with a file before that the folder's name is another's."""
     path, manifest = artifact
     here, command = dict(_payload(path)), shlex.join(_maker(path, manifest))
     fix = f"`{command}` makes it again; or restore {path.name} from a copy"
-    if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):
-        yield ArtifactError(f"{path}: {MANIFEST} does not fit its content id", hint=fix)
     for name, record in manifest.files.items():
         if name not in here:
             yield ArtifactError(f"{path}: {name} is missing", hint=fix)
@@ -322,6 +320,8 @@ def _damage(artifact: Artifact, sha256: Callable[[Path], str]) -> Generator[Arti
                     yield ArtifactError(f"{path}: {name} was changed after it was written", hint=fix)
         finally:
             pool.shutdown(cancel_futures=True)
+    if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):
+        yield ArtifactError(f"{path}: {MANIFEST} does not fit its content id", hint=fix)
 
 
 def _maker(path: Path, manifest: Manifest) -> Sequence[str]:
