@@ -115,9 +115,8 @@ async def test_more_adapters_than_slots_all_answer(url, markers, voices):
     for _ in range(2):
         for name, marker in markers.items():
             assert await heard(url, name, voices) == {marker: 1}
-    async with aiohttp.ClientSession(url) as session:
-        async with session.get("/metrics") as answer:
-            page = await answer.text()
+    async with aiohttp.ClientSession(url) as session, session.get("/metrics") as answer:
+        page = await answer.text()
     misses = next(line for line in page.splitlines() if line.startswith("tuneship_adapter_slot_misses_per_minute"))
     assert float(misses.split()[1]) >= 3, "two of three adapters fit"
 
