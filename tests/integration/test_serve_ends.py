@@ -94,9 +94,8 @@ async def test_it_is_started_again_and_says_why(server, ends, reason: str):
 async def test_the_engine_still_hands_out_its_keys_and_settings(server):
     """When this fails, upstream has mended it."""
     port = re.search(r"--port (\d+)", " ".join(process(server, "sglang.launch_server").cmdline()))
-    async with aiohttp.ClientSession(f"http://127.0.0.1:{port[1]}") as engine:
-        async with engine.get("/server_info") as answer:
-            info = await answer.json()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port[1]}") as engine, engine.get("/server_info") as answer:
+        info = await answer.json()
     assert info.keys() >= {"api_key", "admin_api_key", "model_path"}
     async with aiohttp.ClientSession(server.endpoint.url) as door:
         assert await status(door, "/server_info") == 404

@@ -303,7 +303,7 @@ def content_id(files: dict[str, FileRecord]) -> str:
 
 
 def _damage(artifact: Artifact, sha256: Callable[[Path], str]) -> Generator[ArtifactError]:
-    """Each way in which it is not what was sealed: what is wrong with a file before that the folder's name is another's."""
+    """Each way in which it is not what was sealed: what is wrong with a file first, another's folder name last."""
     path, manifest = artifact
     here, command = dict(_payload(path)), shlex.join(_maker(path, manifest))
     fix = f"`{command}` makes it again; or restore {path.name} from a copy"
