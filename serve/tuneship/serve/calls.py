@@ -41,14 +41,17 @@ class Call(NamedTuple):
     body: bytes
 
 
-async def read_call(request: Request, routes: Routes) -> Call:
-    """Read the request's body and address it to the model that it names.
+async def read_call(request: Request, routes: Routes, *, streams: bool = True) -> Call:
+    """Read the request's body and address it to the model that it names; `streams`: the answer may be a stream.
 
     Raises:
-        Refusal: as `read_asked`, or 400 for a key of the engine's own.
+        Refusal: as `read_asked`, or 400 for a key of the engine's own, or a stream where there is none.
 
     """
     entry, asked = await read_asked(request, routes)
+    if asked.get("stream") and not streams:  # SGLang answers 500
+        message = "'stream' is not accepted here: the answer comes at once."
+        raise Refusal(400, "unsupported_parameter", message, param="stream", version=entry.version)
     return Call(entry, address(asked, entry))
 
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,7 +23,7 @@ from starlette.routing import Route
 
 from tuneship.core.endpoint import VERSION_HEADER
 from tuneship.serve import bounds, keys
-from tuneship.serve.calls import Call, address, lease, read_asked, read_call
+from tuneship.serve.calls import lease, read_asked, read_call
 from tuneship.serve.catalog import Entry
 from tuneship.serve.metrics import CONTENT_TYPE, Metrics
 from tuneship.serve.refusals import Refusal, engine_unavailable
@@ -49,17 +50,12 @@ def build_door(routes: Routes, upstream: Upstream, metrics: Metrics, ready: Call
         entry = lease(request, routes, request.path_params["name"]).entry
         return JSONResponse(card(entry), headers={VERSION_HEADER: entry.version})
 
-    async def generate(request: Request) -> Response:
+    async def ask(request: Request, *, streams: bool) -> Response:
         _must_be(ready)
-        call = await read_call(request, routes)
+        call = await read_call(request, routes, streams=streams)
         return await _unless_client_leaves(request, upstream.ask(request.url.path, call))
 
-    async def tokenize(request: Request) -> Response:
-        _must_be(ready)
-        entry, asked = await read_asked(request, routes)
-        _must_not_stream(asked, entry)
-        call = Call(entry, address(asked, entry))
-        return await _unless_client_leaves(request, upstream.ask(request.url.path, call))
+    generate, tokenize = partial(ask, streams=True), partial(ask, streams=False)
 
     async def logprobs(request: Request) -> Response:
         _must_be(ready)
@@ -120,13 +116,6 @@ def _must_be(ready: Callable[[], bool]) -> None:
     """Before the model is looked up: while the engine starts nobody knows yet what it will serve."""
     if not ready():
         raise engine_unavailable()
-
-
-def _must_not_stream(asked: Mapping[str, Any], entry: Entry) -> None:
-    """Where SGLang knows no streams, it answers 500."""
-    if asked.get("stream"):
-        message = "'stream' is not accepted here: the answer comes at once."
-        raise Refusal(400, "unsupported_parameter", message, param="stream", version=entry.version)
 
 
 def _card(entry: Entry, created: int, ends: Sequence[int]) -> dict[str, Any]:
