@@ -18,7 +18,7 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
@@ -223,10 +223,11 @@ def verify_payload(artifact: Artifact, sha256: Callable[[Path], str] = sha256_fi
 
     """
     path, manifest = artifact
-    with closing(_damage(artifact, sha256)) as found:
+    here = dict(_payload(path))
+    with closing(_damage(artifact, here, sha256)) as found:
         for damage in found:
             raise damage
-    for name in dict(_payload(path)).keys() - manifest.files.keys():
+    for name in here.keys() - manifest.files.keys():
         raise ArtifactError(f"{path}: {name} does not belong to it", hint="remove it")
 
 
@@ -243,7 +244,7 @@ def is_damaged(path: Path) -> bool:
         if is_artifact(path) and versioned.is_newer((path / MANIFEST).read_bytes(), SCHEMA):
             raise
         return True
-    with closing(_damage(artifact, sha256_file)) as found:
+    with closing(_damage(artifact, dict(_payload(path)), sha256_file)) as found:
         return next(found, None) is not None
 
 
@@ -302,11 +303,13 @@ def content_id(files: dict[str, FileRecord]) -> str:
     return sha256_listing((name, record.size, record.sha256) for name, record in files.items())
 
 
-def _damage(artifact: Artifact, sha256: Callable[[Path], str]) -> Generator[ArtifactError]:
-    """Each way in which it is not what was sealed: what is wrong with a file first, another's folder name last."""
+def _damage(artifact: Artifact, here: Mapping[str, Path], sha256: Callable[[Path], str]) -> Generator[ArtifactError]:
+    """Each way in which it is not what was sealed: what is wrong with a file first, another's folder name last.
+
+    `here` is its payload, as `_payload` finds it.
+    """
     path, manifest = artifact
-    here, command = dict(_payload(path)), shlex.join(_maker(path, manifest))
-    fix = f"`{command}` makes it again; or restore {path.name} from a copy"
+    fix = f"`{shlex.join(_maker(path, manifest))}` makes it again; or restore {path.name} from a copy"
     for name, record in manifest.files.items():
         if name not in here:
             yield ArtifactError(f"{path}: {name} is missing", hint=fix)

@@ -129,7 +129,7 @@ def unload(name: str, *, timeout: float | None = None, url: str = "", state: Pat
         gone = take_out(state, name)
         _show([version._asdict() | {"version": version.name, "in_flight": 0} for version in gone])
     else:
-        body = {"timeout_s": 60.0 if timeout is None else timeout}
+        body = {} if timeout is None else {"timeout_s": timeout}
         _show(_ask("POST", f"/admin/adapters/{_quoted(name)}/unload", url, body))
 
 
