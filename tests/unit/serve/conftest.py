@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from safetensors.numpy import save_file
 
+from tests.unit.serve.listening import answering
 from tuneship.core import artifact, checkpoint
 from tuneship.core.artifact import Artifact, LoraRecord, Manifest, QuantizationRecord, TemplateRecord
 from tuneship.core.errors import PreflightError, TuneshipError
@@ -256,13 +257,10 @@ async def world(tmp_path: Path, facts: BaseModel) -> AsyncIterator[World]:
             made = World(tmp_path, facts, registry, upstream)
             app = web.Application()
             app.router.add_post("/{path:.*}", made.engine.handle)
-            runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-            await runner.setup()
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
-            upstream.open(f"http://127.0.0.1:{runner.addresses[0][1]}")
-            made.phase(Phase.READY)
-            yield made
-            await runner.cleanup()
+            async with answering(app, handler_cancellation=True, shutdown_timeout=0.1) as url:
+                upstream.open(url)
+                made.phase(Phase.READY)
+                yield made
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""An application on a port of its own, as uvicorn serves it."""
+"""An application on a port of its own: ours as uvicorn serves it, and aiohttp's, which stands in for an engine."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import uvicorn
+from aiohttp import web
 from starlette.types import ASGIApp
 
 from tuneship.serve.engine import free_port
@@ -33,3 +34,15 @@ async def listening(app: ASGIApp, **options: Any) -> AsyncIterator[Listening]:
     finally:
         server.should_exit = True
         await serving
+
+
+@contextlib.asynccontextmanager
+async def answering(app: web.Application, **options: Any) -> AsyncIterator[str]:
+    """Serve aiohttp's `app` for the block, at this URL; `options` are those of `web.AppRunner`."""
+    runner = web.AppRunner(app, **options)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()

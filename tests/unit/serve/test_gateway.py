@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from tests.unit.serve.listening import listening
+from tests.unit.serve.listening import answering, listening
 from tuneship.serve import bodies
 from tuneship.serve.bodies import MAX_BODY_BYTES
 from tuneship.serve.catalog import Entry
@@ -78,12 +78,8 @@ async def engine() -> AsyncIterator[tuple[ScriptedEngine, str]]:
     app.router.add_post("/v1/{path:.*}", scripted.handle)
     app.router.add_get("/metrics", scripted.metrics)
     # SGLang's server, too, gives up a request whose client went away.
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield scripted, f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with answering(app, handler_cancellation=True) as url:
+        yield scripted, url
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from tests.unit.serve.listening import answering
 from tests.unit.serve.test_verify_asked import Engine
 from tests.unit.serve.worlds import make_world
 from tuneship.core import hardware
@@ -69,11 +70,8 @@ async def world(base: Path, tmp_path: Path) -> AsyncIterator[World]:
     engine.good = "sql@"
     app = web.Application(client_max_size=2**26)
     app.router.add_post("/{path:.*}", engine.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield World(base, tmp_path / "state", tmp_path / "log", engine, f"http://127.0.0.1:{runner.addresses[0][1]}")
-    await runner.cleanup()
+    async with answering(app) as url:
+        yield World(base, tmp_path / "state", tmp_path / "log", engine, url)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from aiohttp import web
 
-from tests.unit.serve.listening import listening
+from tests.unit.serve.listening import answering, listening
 from tuneship.serve import bodies, keys, protocol
 from tuneship.serve.catalog import Entry
 from tuneship.serve.gateway import build_door
@@ -83,17 +83,11 @@ def _scored(asked: dict) -> list[dict]:
 async def opened(engine: Engine, keyring: Keyring, limits: Limits) -> AsyncIterator[str]:
     app = web.Application(client_max_size=2 * bodies.MAX_BODY_BYTES)
     app.router.add_post("/{path:.*}", engine.handle)
-    runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}") as upstream:
+    async with answering(app, handler_cancellation=True, access_log=None) as behind, Upstream(behind) as upstream:
         metrics = Metrics(Live)
         door = Observed(Guard(build_door(Routes(BASE, ()), upstream, metrics, lambda: True), keyring, limits), metrics)
-        try:
-            async with listening(door, access_log=False, http=DoorProtocol, ws="none") as (url, _):
-                yield url
-        finally:
-            await runner.cleanup()
+        async with listening(door, access_log=False, http=DoorProtocol, ws="none") as (url, _):
+            yield url
 
 
 async def test_what_no_client_should_send(study, tmp_path, monkeypatch, caplog):

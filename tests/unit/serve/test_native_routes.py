@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from tests.unit.serve.listening import answering
 from tests.unit.serve.sglang_routes import NativeRoute, native_routes
 from tests.unit.serve.test_gateway import error_of, open_door
 
@@ -37,12 +38,8 @@ async def engine() -> AsyncIterator[tuple[list[str], str]]:
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", take)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield asked, f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with answering(app) as url:
+        yield asked, url
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import httpx
 import pytest
 from aiohttp import web
 
+from tests.unit.serve.listening import answering
 from tuneship.serve.catalog import Entry
 from tuneship.serve.gateway import build_door
 from tuneship.serve.metrics import Live, Metrics
@@ -47,11 +48,8 @@ async def engine() -> AsyncIterator[tuple[Engine, str]]:
     scripted = Engine()
     app = web.Application(client_max_size=2**26)
     app.router.add_post("/{path:.*}", scripted.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield scripted, f"http://127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with answering(app) as url:
+        yield scripted, url
 
 
 @pytest.fixture

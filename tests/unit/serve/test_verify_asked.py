@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from tests.unit.serve.conftest import VOCABULARY
-from tests.unit.serve.listening import listening
+from tests.unit.serve.listening import answering, listening
 from tests.unit.serve.worlds import PROMPT, World, make_world
 from tuneship.core.artifact import Artifact
 from tuneship.core.errors import EndpointError
@@ -78,10 +78,7 @@ async def server(base: Path) -> AsyncIterator[Server]:
     engine = Engine(world._replace(reference=rows))
     app = web.Application(client_max_size=2**26)
     app.router.add_post("/{path:.*}", engine.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    async with Upstream(f"http://127.0.0.1:{runner.addresses[0][1]}") as upstream:
+    async with answering(app) as url, Upstream(url) as upstream:
         routes = Routes(Entry("the-base", "the-base@1", None, base, "", "b"))
         door = build_door(routes, upstream, Metrics(Live), lambda: True)
 
@@ -92,7 +89,6 @@ async def server(base: Path) -> AsyncIterator[Server]:
         async with listening(counted) as open_:
             made = Server(engine, routes, open_.url)
             yield made
-    await runner.cleanup()
 
 
 @pytest.fixture
@@ -159,20 +155,14 @@ async def test_only_404_means_that_a_version_is_not_loaded(status: int):
 
     app = web.Application()
     app.router.add_get("/v1/models/sql@1", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    try:
-        async with DoorScorer(f"http://127.0.0.1:{runner.addresses[0][1]}") as scorer:
-            if status in {200, 404}:
-                assert await scorer.knows("sql@1") is (status == 200)
-                return
-            with pytest.raises(EndpointError, match="refused") as refused:
-                await scorer.knows("sql@1")
-            said = ("refused the key", "--key-env") if status == 401 else (str(status), "the server's words")
-            assert all(word in f"{refused.value.message} {refused.value.hint}" for word in said)
-    finally:
-        await runner.cleanup()
+    async with answering(app) as url, DoorScorer(url) as scorer:
+        if status in {200, 404}:
+            assert await scorer.knows("sql@1") is (status == 200)
+            return
+        with pytest.raises(EndpointError, match="refused") as refused:
+            await scorer.knows("sql@1")
+        said = ("refused the key", "--key-env") if status == 401 else (str(status), "the server's words")
+        assert all(word in f"{refused.value.message} {refused.value.hint}" for word in said)
 
 
 async def test_a_name_that_is_given_is_the_one_that_is_asked(server, trained, tmp_path):

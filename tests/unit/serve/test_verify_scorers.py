@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
+from tests.unit.serve.listening import answering
 from tuneship.core.errors import EndpointError, EngineError, PreflightError
 from tuneship.serve import engine_adapters
 from tuneship.serve.catalog import Entry
@@ -63,12 +64,8 @@ async def server() -> AsyncIterator[Server]:
     scripted = Server()
     app = web.Application(client_max_size=2**26)
     app.router.add_route("*", "/{path:.*}", scripted.handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    scripted.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
-    yield scripted
-    await runner.cleanup()
+    async with answering(app) as scripted.url:
+        yield scripted
 
 
 @pytest.fixture(params=["door", "engine"])
