@@ -35,6 +35,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import awaited
 import httpx
 import psutil
 from made import made
@@ -43,7 +44,7 @@ from marker_server import BASE, prepare
 from orderly import in_order
 
 from tuneship.core import hardware
-from tuneship.core.endpoint import Endpoint, read_endpoint
+from tuneship.core.endpoint import Endpoint
 from tuneship.core.process import stop_tree
 from tuneship.serve import keys  # the study is of serve: it makes the key that the server asks for
 
@@ -234,12 +235,10 @@ def served(folder: Path, model: Path, adapters: Path | None) -> Iterator[Server]
     argv += ["--adapters", str(adapters)] if adapters else []
     process = subprocess.Popen(argv)
     try:
-        deadline = time.monotonic() + _START_S
-        while not (folder / "endpoint.json").exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit("the server did not start")
-            time.sleep(0.2)
-        yield Server(read_endpoint(folder / "endpoint.json"), psutil.Process(process.pid), key, log)
+        endpoint = awaited.endpoint(process, folder / "endpoint.json", _START_S)
+        if endpoint is None:
+            raise SystemExit("the server did not start")
+        yield Server(endpoint, psutil.Process(process.pid), key, log)
     finally:
         stop_tree(process, 40)
 

@@ -6,14 +6,13 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import awaited
 import psutil
 
-from tuneship.core.endpoint import read_endpoint
 from tuneship.core.process import stop_tree
 
 ROOT = Path(__file__).parents[2]
@@ -61,19 +60,17 @@ def contents(folder: Path, markers: dict[str, str]) -> dict[str, str]:
 @contextmanager
 def served(folder: Path) -> Any:
     """A server of the first version of each adapter."""
-    endpoint = folder / "endpoint.json"
+    file = folder / "endpoint.json"
     argv = [sys.executable, "-m", "tuneship", "serve", str(folder / BASE), "--adapters", str(folder / "first")]
     argv += ["--dtype", "float32", "--port", "0", "--max-loras", "8", "--max-rank", "8", "--restarts", "10"]
-    argv += ["--endpoint-file", str(endpoint), "--log", str(folder / "engine.log")]
+    argv += ["--endpoint-file", str(file), "--log", str(folder / "engine.log")]
     with (folder / "output").open("wb") as output:
         process = subprocess.Popen(argv, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
     try:
-        deadline = time.monotonic() + _START_S
-        while not endpoint.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"the server did not start:\n{(folder / 'output').read_text()}")
-            time.sleep(0.2)
-        yield read_endpoint(endpoint).url, psutil.Process(process.pid)
+        endpoint = awaited.endpoint(process, file, _START_S)
+        if endpoint is None:
+            raise SystemExit(f"the server did not start:\n{(folder / 'output').read_text()}")
+        yield endpoint.url, psutil.Process(process.pid)
         if process.poll() is not None:
             raise SystemExit(f"the server ended:\n{(folder / 'output').read_text()}")
     finally:

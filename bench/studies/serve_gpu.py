@@ -32,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import awaited
 import behind_the_door
 import door_streams
 import httpx
@@ -44,7 +45,6 @@ from tuneship.bench.load.metrics import summarise
 from tuneship.bench.load.prompts import source
 from tuneship.bench.load.workload import Request, plan
 from tuneship.core import hardware
-from tuneship.core.endpoint import read_endpoint
 from tuneship.core.process import stop_tree, tail
 from tuneship.serve import running
 
@@ -193,12 +193,10 @@ def _start(name: str, base: Path, work: Path, more: Sequence[str]) -> subprocess
 def _answers(name: str, process: subprocess.Popen[bytes], work: Path, result: dict[str, Any]) -> Server | None:
     """The server once it answers; what it allocated is put into `result`."""
     folder, began = work / name, time.monotonic()
-    while not (folder / "endpoint.json").exists():
-        if process.poll() is not None or time.monotonic() - began > START_S:
-            _say("NOT STARTED", name, tail(folder / "output", 5))
-            return None
-        time.sleep(0.5)
-    endpoint = read_endpoint(folder / "endpoint.json")
+    endpoint = awaited.endpoint(process, folder / "endpoint.json", START_S)
+    if endpoint is None:
+        _say("NOT STARTED", name, tail(folder / "output", 5))
+        return None
     names_here = tuple(model.name for model in endpoint.models)
     engine_url = behind_the_door.engine_url(process.pid)
     memory = behind_the_door.allocated_gib(engine_url)

@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
+import awaited
 import behind_the_door
 import psutil
 from support_page import Agreement, Machine, Row, render
 
 from tuneship.core import hardware
-from tuneship.core.endpoint import read_endpoint
 from tuneship.core.model_source import BUNDLED_ID, resolve
 from tuneship.core.process import descendants, stop_tree, tail
 
@@ -168,12 +168,10 @@ def _server(
     with said.open("wb") as output:
         process = subprocess.Popen(argv, stdout=output, stderr=output, cwd=folder, env=env)
     try:
-        deadline = time.monotonic() + START_S
-        while not endpoint.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(_complaint(tail(said, 40)))
-            time.sleep(0.2)
-        yield read_endpoint(endpoint).url, process
+        found = awaited.endpoint(process, endpoint, START_S)
+        if found is None:
+            raise RuntimeError(_complaint(tail(said, 40)))
+        yield found.url, process
     finally:
         stop_tree(process, grace_s=20)
 
