@@ -309,7 +309,8 @@ def _damage(artifact: Artifact, here: Mapping[str, Path], sha256: Callable[[Path
     `here` is its payload, as `_payload` finds it.
     """
     path, manifest = artifact
-    fix = f"`{shlex.join(_maker(path, manifest))}` makes it again; or restore {path.name} from a copy"
+    command = shlex.join(_maker(path, manifest))
+    fix = f"`{command}` makes it again; or restore {path.name} from a copy"
     for name, record in manifest.files.items():
         if name not in here:
             yield ArtifactError(f"{path}: {name} is missing", hint=fix)
