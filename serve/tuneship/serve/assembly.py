@@ -138,7 +138,7 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
         dtype = pick_dtype(serve.dtype)
         given = {entry.version: entry.source or entry.path for entry in catalog.entries[1:]}
         engine = Engine(supervisor, upstream)
-        judge = judging.judge(serve, catalog, engine, registry, kept, dtype)
+        judge = judging.judge(serve, catalog, engine, books, kept, dtype)
         deployer = Deployer(books, engine, checker, judge)
         try:
             yield Parts(

@@ -1,7 +1,7 @@
 """Versions held against their evidence before they answer: by what, under what, and again when that has changed.
 
     Registry.open(..., under=under(catalog, serve, machine))   # in words: "weights nf4, bfloat16, template 5d8c..."
-    judge = judge(serve, catalog, engine, registry, kept, dtype)
+    judge = judge(serve, catalog, engine, books, kept, dtype)
     await again(registry, kept, judge, folder, sources)        # of a server that was started otherwise before
 
 `passed` is true of a version in one server: the same adapter over a base that SGLang quantizes while it loads, in
@@ -23,7 +23,7 @@ from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import quantized
-from tuneship.serve.books import Engine
+from tuneship.serve.books import Books, Engine
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.deploy import Verify
 from tuneship.serve.kept_evidence import KeptEvidence, files_of
@@ -87,8 +87,9 @@ async def again(
         registry.verified(version.name, verified, "start")
 
 
-def judge(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry, kept: KeptEvidence, dtype: str) -> Verify:
+def judge(serve: Serve, catalog: Catalog, engine: Engine, books: Books, kept: KeptEvidence, dtype: str) -> Verify:
     """How a version is held against the evidence that it came with, which is kept."""
+    registry = books.registry
     memory = Memory(lambda: engine.supervisor.engine)
 
     async def judged(version: Version, source: Path, loaded: asyncio.Event) -> str:
@@ -106,7 +107,7 @@ def judge(serve: Serve, catalog: Catalog, engine: Engine, registry: Registry, ke
     async def compare(version: Version, source: Path, loaded: asyncio.Event) -> str:
         if not serve.verify:
             return _NOT_ASKED
-        scorer = EngineScorer(engine.upstream, catalog.base, loaded)
+        scorer = EngineScorer(engine.upstream, catalog.base, loaded, books.routes.all_in_flight)
         others = {v.name: v.selector for v in registry.present() if v.state in SERVED and v.name != version.name}
         reference = await asyncio.to_thread(read_evidence, source / EVIDENCE)
         # What SGLang quantizes while it loads has other bits than lie on the disk.

@@ -186,6 +186,14 @@ async def test_what_is_asked_of_an_adapter_that_has_just_come_is_one_request(ser
     assert sorted(each["max_new_tokens"] for each in body["sampling_params"]) == [0, 0, 1]
 
 
+@pytest.mark.parametrize(("in_flight", "requests"), [({}, [2, 1]), ({"sql@1": 1}, [1, 1, 1])])
+async def test_steps_are_small_while_clients_wait_for_theirs(server, in_flight, requests):
+    async with Upstream(server.url) as upstream:
+        scorer = EngineScorer(upstream, BASE, in_flight=lambda: in_flight)
+        assert len(await scorer.logprobs(None, [[7] * 700] * 3, [1] * 3)) == 3
+    assert [len(body["input_ids"]) for body in server.bodies] == requests
+
+
 async def test_an_engine_that_refuses_all_is_asked_one_by_one(server):
     server.status = 400
     async with Upstream(server.url) as upstream:

@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 
 from tuneship.serve.verify import Fault, Memory, Outcome, verify
+from tuneship.serve.verify.unknown import baseline
 
 
 class Engine:
@@ -66,19 +67,35 @@ async def test_the_base_is_measured_once_for_each_engine():
 
 
 async def test_what_an_engine_said_that_ended_meanwhile_is_not_kept():
-    engine = Engine({"a": 0.5})
-    ended = iter([1, 2, 2, 2])
-    memory = Memory(lambda: next(ended))
+    engine, running = Engine({"a": 0.5}), ["first"]
+    memory = Memory(lambda: running[0])
+
+    async def restarts() -> str:
+        running[0] = "second"
+        return "said by the first"
+
+    await memory.ask("it", restarts)
+    assert memory.known("it") is None
     for _ in range(2):
         await verify(engine, "a", [], memory=memory)
-    assert engine.asked["tokenize"] == 8
+    assert engine.asked["tokenize"] == 4
+
+
+async def test_a_memory_keeps_so_much_and_what_was_asked_last():
+    async def found() -> int:
+        return 1
+
+    memory = Memory()
+    for number in [*range(16), 0, 16]:
+        await memory.ask(number, found)
+    assert [number for number in range(17) if memory.known(number)] == [0, *range(2, 17)]
 
 
 async def test_a_server_that_became_noisier_is_not_taken_for_an_adapter():
     found: Counter[str] = Counter()
     for seed in range(60):
         engine, memory = Engine({"silent": 0.0, "weak": 0.03}, seed=seed), Memory()
-        await memory.baseline(engine)  # while nobody else asks
+        await baseline(engine, memory)  # while nobody else asks
         engine.noise = 0.02
         for name in engine.effects:
             verdict = await verify(engine, name, [], memory=memory)
@@ -90,7 +107,7 @@ async def test_a_server_that_became_noisier_is_not_taken_for_an_adapter():
 
 async def test_what_does_not_stand_out_clearly_is_measured_anew():
     engine, memory = Engine({"near": 2e-4}), Memory()
-    await memory.baseline(engine)
+    await baseline(engine, memory)
     engine.asked.clear()
     assert not (await verify(engine, "near", [], memory=memory)).fault
     assert engine.asked == {"base": 1 + 5, "near": 1}

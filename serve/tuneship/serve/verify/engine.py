@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from typing import Any
 
 from tuneship.core.errors import EngineError
@@ -12,19 +13,35 @@ from tuneship.serve.catalog import Entry
 from tuneship.serve.refusals import Refusal
 from tuneship.serve.scoring import token_logprobs
 from tuneship.serve.upstream import Upstream
-from tuneship.serve.verify.scorer import Message, ServerFault, Tool, batches, prompt_ids
+from tuneship.serve.verify.scorer import (
+    ALONE_TOKENS,
+    STEP_TOKENS,
+    Message,
+    ServerFault,
+    Tool,
+    batches,
+    prompt_ids,
+)
 
 
 class EngineScorer:
     """Selectors are the engine's own names; `base` is the entry of the model that it was started with.
 
-    What needs no adapter is asked at once, and every figure when `loaded` is set.
+    What needs no adapter is asked at once, and every figure when `loaded` is set. `in_flight` are the clients' requests
+    of the moment, whose tokens a large step would delay.
     """
 
-    def __init__(self, upstream: Upstream, base: Entry, loaded: asyncio.Event | None = None) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        base: Entry,
+        loaded: asyncio.Event | None = None,
+        in_flight: Callable[[], object] = lambda: None,
+    ) -> None:
         self._upstream = upstream
         self._base = base
         self._loaded = loaded
+        self._in_flight = in_flight
 
     async def logprobs(self, selector: str | None, rows: list[list[int]], starts: list[int]) -> list[list[float]]:
         """As `Scorer`.
@@ -38,7 +55,7 @@ class EngineScorer:
             await self._loaded.wait()
         found: list[list[float]] = []
         try:
-            for batch in batches(rows):
+            for batch in batches(rows, STEP_TOKENS if self._in_flight() else ALONE_TOKENS):
                 found += await token_logprobs(self._upstream, entry, rows[batch], starts[batch], joined=True)
         except Refusal as refusal:
             raise _failure(refusal) from None

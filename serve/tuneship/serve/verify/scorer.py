@@ -7,9 +7,11 @@ from typing import Any, Protocol
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
-_BATCH_ROWS = 64
-_BATCH_TOKENS = 1024
+STEP_TOKENS = 1024
 """Of one request. The engine prefills them in one step, for which everybody else's next token waits."""
+ALONE_TOKENS = 2048
+"""Of one request where nobody waits: on a GPU two small steps take longer than one that is twice as large."""
+_BATCH_ROWS = 64
 
 
 class Scorer(Protocol):
@@ -24,11 +26,11 @@ class Scorer(Protocol):
         ...
 
 
-def batches(rows: list[list[int]]) -> list[slice]:
-    """Neighbours together, as many as one request may hold; a longer row goes alone."""
+def batches(rows: list[list[int]], most: int = STEP_TOKENS) -> list[slice]:
+    """Neighbours together, of `most` tokens in all; a longer row goes alone."""
     found, begin, tokens = [], 0, 0
     for index, row in enumerate(rows):
-        if index > begin and (index - begin == _BATCH_ROWS or tokens + len(row) > _BATCH_TOKENS):
+        if index > begin and (index - begin == _BATCH_ROWS or tokens + len(row) > most):
             found.append(slice(begin, index))
             begin, tokens = index, 0
         tokens += len(row)
