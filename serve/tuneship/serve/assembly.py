@@ -14,7 +14,7 @@ from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
-from tuneship.serve import judging, kept_evidence, scratch
+from tuneship.serve import judging, kept_evidence, packed, scratch
 from tuneship.serve import state as states
 from tuneship.serve.books import Books, Engine
 from tuneship.serve.catalog import Catalog
@@ -102,7 +102,11 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
 
     def supervised(versions: Callable[[], list[Version]]) -> Supervisor:
         config = partial(_configuration, catalog, serve, machine, versions)
-        return Supervisor(config, log, upstream, Patience(hang_s=serve.hang_timeout_s, restarts=serve.restarts))
+        patience = Patience(hang_s=serve.hang_timeout_s, restarts=serve.restarts)
+        if catalog.weights == packed.METHOD:
+            say("SGLang compiles its kernels for packed weights when it first starts on a machine, which takes minutes")
+            patience = patience._replace(start_s=packed.START_S)
+        return Supervisor(config, log, upstream, patience)
 
     if catalog.mode != "adapters":
         routes, supervisor = Routes(catalog.base), supervised(list)

@@ -21,9 +21,10 @@ from tuneship.core.hardware import Hardware, gib
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Recipe, Serve
 from tuneship.core.servable import PROJECTIONS, unserved_modules
-from tuneship.serve import footprint, plan, quantized, startable
+from tuneship.serve import footprint, packed, plan, quantized, startable
 from tuneship.serve.footprint import Format
 from tuneship.serve.plan import Mode, ServingPlan
+from tuneship.serve.preflight.base import linear
 
 USABLE_STREAMS = 8
 _FORMATS: Mapping[str, Format] = {"none": "none", "nf4": "nf4", "dequantized": "none", "fp8": "fp8", "w4a16": "none"}
@@ -58,6 +59,7 @@ def decide(recipe: Recipe, source: ModelSource, machine: Hardware) -> Decision:
     merged_serve = serve.model_copy(update={"mode": "merged"})
     merged = _plan(recipe, source, machine, merged_serve)
     if merged.fits:
+        refuse_what_cannot_start(recipe.model_copy(update={"serve": merged_serve}), source, machine)
         left = f"{gib(merged.weights_bytes)} of weights leave {merged.kv_tokens:,} tokens of KV cache"
         return Decision("merged", "none", f"it fits this machine: {left}, {merged.needed_tokens:,} are wanted", merged)
     adapters_serve = serve.model_copy(update={"mode": "adapters", "quantization": "nf4"})
@@ -74,8 +76,8 @@ def decide(recipe: Recipe, source: ModelSource, machine: Hardware) -> Decision:
 def refuse_what_cannot_start(recipe: Recipe, source: ModelSource, machine: Hardware) -> None:
     """Raise the PreflightError that launching the recipe's server would end with."""
     serve = recipe.serve
-    if serve.mode == "merged":  # of the original's 16 bits, whatever it was trained on
-        stored = "none"
+    if serve.mode == "merged":  # made of the original's 16 bits, whatever it was trained on
+        stored = "none" if recipe.merge.quantize == "none" else packed.METHOD
     elif serve.quantization == "nf4":  # it will be, if it is not yet
         stored = "nf4"
     elif serve.quantization == "dequantized":
@@ -85,6 +87,8 @@ def refuse_what_cannot_start(recipe: Recipe, source: ModelSource, machine: Hardw
         quantized.with_quantization(str(source.path), serve)
         stored = quantized.weights(source.path).method
     quantized.method(serve, stored, machine)
+    if serve.mode == "merged" and recipe.merge.quantize == "w4a16":
+        packed.require(linear(source.path), quantized.tensor_parallel(serve.extra_args))
 
 
 def require(decision: Decision, recipe: Recipe, source: ModelSource, machine: Hardware) -> None:

@@ -23,6 +23,8 @@ from tuneship.core.errors import ArtifactError
 
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
 """Behind the key of a weight that bitsandbytes has packed: its state as JSON, the true shape in it."""
+PACKED_SHAPE = ".weight_shape"
+"""Behind a module whose weight compressed-tensors has packed: its true shape, two integers."""
 _BLOCK = 1 << 20
 """Bytes that are read, hashed and looked at together: few enough for the processor's cache."""
 _AHEAD = 8
@@ -159,6 +161,20 @@ def nf4_shape(file: Path, state: Tensor) -> tuple[int, int]:
     """(out, in) of a matrix that bitsandbytes has packed, as it was; `state` lies beside it, under `NF4_STATE`."""
     rows, columns = json.loads(read_bytes(file, state))["shape"]
     return rows, columns
+
+
+def packed_shape(file: Path, tensor: Tensor) -> tuple[int, int]:
+    """(out, in) of a weight that compressed-tensors packed; `tensor` is the one of `PACKED_SHAPE`.
+
+    Raises:
+        ArtifactError: it is no pair of integers.
+
+    """
+    raw, width = read_bytes(file, tensor), 8 if tensor.dtype == "I64" else 4
+    sizes = [int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width)]
+    if len(sizes) != 2:
+        raise ArtifactError(f"{file}: the shape of a packed weight is no pair of integers", hint="make it again")
+    return sizes[0], sizes[1]
 
 
 @contextmanager

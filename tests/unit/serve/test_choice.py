@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.unit.serve.raw_tensors import write_raw
 from tuneship.core.errors import PlanError, PreflightError, TuneshipError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.model_source import ModelSource
@@ -90,6 +92,25 @@ def test_neither_says_what_would_fit(qwen: ModelSource, flag: str):
     assert flag in error.hint
     name, value = flag.removeprefix("--serve.").split()
     assert decided(qwen, 6, serve={name: int(value)}).mode == "adapters", "what is said to fit does not"
+
+
+@pytest.mark.parametrize("mode", ["auto", "merged"])
+def test_a_merge_in_fewer_bits_that_cannot_be_served_is_refused_before_it_is_trained(qwen: ModelSource, mode: str):
+    asked: dict[str, Any] = {"serve": {"mode": mode}, "merge": {"quantize": "w4a16"}}
+    assert decided(qwen, 12, **asked).mode == "merged"
+    assert "need a GPU" in refused(qwen, Hardware((), "", "a processor", 8, 32 * GIB), **asked).message
+    config = qwen.path / "config.json"
+    narrow = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
+    config.write_text(json.dumps(json.loads(config.read_text()) | narrow))
+    shapes = {"self_attn.q_proj": (576, 576), "self_attn.k_proj": (192, 576), "self_attn.v_proj": (192, 576)}
+    write_raw(
+        {
+            f"model.layers.0.{name}.weight": {"dtype": "BF16", "shape": [*shape], "data": bytes(2 * math.prod(shape))}
+            for name, shape in shapes.items()
+        },
+        qwen.path / "model.safetensors",
+    )
+    assert "qkv_proj is 960 x 576" in refused(qwen, card(12), **asked).message
 
 
 def test_nothing_fits_a_card_that_small(qwen: ModelSource):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from tests.unit.serve.raw_tensors import write_raw
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.model_source import ModelSource
 from tuneship.serve import preflight, tensors
@@ -23,17 +24,6 @@ MLP = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 LAYER_1 = "base_model.model.model.layers.1"
 Q_A = f"{LAYER_1}.self_attn.q_proj.lora_A.weight"
 Q_B = f"{LAYER_1}.self_attn.q_proj.lora_B.weight"
-
-
-def write_raw(entries: dict[str, dict], file: Path) -> None:
-    """A safetensors file of raw bytes: {key: {dtype, shape, data}}; numpy has no bf16."""
-    header, data = {}, b""
-    for key, entry in entries.items():
-        end = len(data) + len(entry["data"])
-        header[key] = {"dtype": entry["dtype"], "shape": entry["shape"], "data_offsets": [len(data), end]}
-        data += entry["data"]
-    text = json.dumps(header).encode()
-    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
 # Tensors

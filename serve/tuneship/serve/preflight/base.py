@@ -11,9 +11,6 @@ from tuneship.core.files import sha256_text
 from tuneship.core.model_source import ModelSource
 from tuneship.serve import tensors
 
-_PACKED_SHAPE = ".weight_shape"
-"""Beside a weight that compressed-tensors has packed: its true shape, two integers."""
-
 
 class BaseModel(NamedTuple):
     """What adapters are held against. `linear` are its matrices: {module: (out, in)}, packed ones as they were."""
@@ -40,22 +37,26 @@ def read_base(source: ModelSource) -> BaseModel:
         record=checkpoint.identify(source.path, source.id, source.revision),
         template_sha256=sha256_text(checkpoint.chat_template(source.path)),
         tokenizer_sha256=checkpoint.tokenizer_sha256(source.path),
-        linear=_linear(source.path),
+        linear=linear(source.path),
         vocab_size=int(config.get("text_config", config).get("vocab_size") or 0),
     )
 
 
-def _linear(folder: Path) -> dict[str, tuple[int, int]]:
+def linear(folder: Path) -> dict[str, tuple[int, int]]:
+    """{module: (out, in)} of the matrices of the checkpoint in `folder`, packed ones as they were.
+
+    Raises:
+        ArtifactError: a weight file that is none, or is cut short.
+
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     unpacked: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         for key, tensor in tensors.headers(file).items():
             if key.endswith(tensors.NF4_STATE):
                 unpacked[key.removesuffix(tensors.NF4_STATE)] = tensors.nf4_shape(file, tensor)
-            elif key.endswith(_PACKED_SHAPE):
-                raw, width = tensors.read_bytes(file, tensor), 8 if tensor.dtype == "I64" else 4
-                shape = tuple(int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width))
-                unpacked[f"{key.removesuffix(_PACKED_SHAPE)}.weight"] = shape
+            elif key.endswith(tensors.PACKED_SHAPE):
+                unpacked[f"{key.removesuffix(tensors.PACKED_SHAPE)}.weight"] = tensors.packed_shape(file, tensor)
             else:
                 shapes[key] = tensor.shape
     return {

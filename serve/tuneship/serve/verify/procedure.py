@@ -54,7 +54,9 @@ async def verify(
     said: Rows | None = memory.known(answers.asked)
 
     async def base() -> Rows:
-        return said if said else await memory.ask(answers.asked, lambda: answers.score(scorer, None))
+        if said:
+            return said
+        return await memory.ask(answers.asked, lambda: answers.score(scorer, None))
 
     async def known() -> dict[str, Rows]:
         return {name: await answers.score(scorer, other) for name, other in (others or {}).items()}

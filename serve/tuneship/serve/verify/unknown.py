@@ -56,7 +56,9 @@ async def verify(scorer: Scorer, selector: str | None, memory: Memory | None = N
 async def baseline(scorer: Scorer, memory: Memory) -> Baseline:
     """What is known of the base, or is found out now."""
     known: Baseline | None = memory.known(_QUESTIONS)
-    return known if known else await memory.ask(_QUESTIONS, lambda: _baseline(scorer))
+    if known:
+        return known
+    return await memory.ask(_QUESTIONS, lambda: _baseline(scorer))
 
 
 async def _baseline(scorer: Scorer) -> Baseline:
