@@ -8,7 +8,7 @@ first, then measured one after another, alone: figures of one run can be put sid
 allocated is a difference of what was free on the card: right where servers start `--in-turn`. `--out` is written after
 every measurement, so that what was measured before a failure is kept.
 
-- load: an adapter that the server does not have, from the admin verb to "loaded", and to the first token of its answer;
+- load: an adapter that the server does not have, from the admin verb to "loaded", and to its answer of one token;
   one of random weights without evidence that it never saw, or those of `--sealed` in turn, each verified by its own;
 - itl: gaps between tokens of 16 streams while adapters are loaded and unloaded, against the rest of the same run;
 - door: streams straight to the engine and through the door, in ABBA blocks (of the first server; `door_streams.py`);
@@ -48,9 +48,16 @@ from tuneship.core import hardware
 from tuneship.core.process import stop_tree, tail
 from tuneship.serve import running
 
-ADAPTERS = 8
 NF4 = ("--quantization", "nf4")
 TRITON = ("--extra-arg=--lora-backend", "--extra-arg=triton")
+OVERLAP = ("--extra-arg=--enable-lora-overlap-loading", "--extra-arg=--max-loaded-loras", "--extra-arg=18")
+"""SGLang takes the first only with the second, of at most twice the slots; `tuneship serve` refuses that."""
+UNREFUSED = (
+    "import runpy; from tuneship.serve import startable as s; "
+    "s.REFUSED = {k: v for k, v in s.REFUSED.items() if k != '--max-loaded-loras'}; "
+    "runpy.run_module('tuneship', run_name='__main__', alter_sys=True)"
+)
+"""`python -c` of it is `python -m tuneship`, but for that."""
 VARIANTS: dict[str, tuple[str, ...] | None] = {
     "merged": None,
     "bf16": (),
@@ -59,7 +66,7 @@ VARIANTS: dict[str, tuple[str, ...] | None] = {
     "fp8": ("--quantization", "fp8"),
     "bf16-triton": TRITON,
     "nf4-triton": (*NF4, *TRITON),
-    "nf4-overlap": (*NF4, "--extra-arg=--enable-lora-overlap-loading"),
+    "nf4-overlap": (*NF4, *OVERLAP),
     "nf4-eager": (*NF4, "--extra-arg=--disable-cuda-graph"),
 }
 """Arguments of `tuneship serve`; None serves no adapters."""
@@ -93,6 +100,7 @@ class Options(NamedTuple):
     parts: tuple[str, ...]
     sealed: tuple[Path, ...]
     in_turn: bool
+    adapters: int
 
 
 def main() -> None:
@@ -112,14 +120,15 @@ def main() -> None:
     parser.add_argument("--in-turn", action="store_true", help="start one when the one before answers")
     parser.add_argument("--open-rate", type=float, default=20)
     parser.add_argument("--clients", type=int, default=4, help="processes of the load generator")
-    parser.add_argument("--counts", type=int, nargs="*", default=(1, 4, 8), help="adapters asked in turn, of formats")
+    parser.add_argument("--counts", type=int, nargs="*", default=(), help="adapters asked in turn, of formats")
+    parser.add_argument("--adapters", type=int, default=8, help="that a server starts with; it has slots for 8")
     parser.add_argument("--serve-args", default="", help="more arguments of every `tuneship serve`")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a limit of time"))  # and the servers with it
     levels, counts = tuple(asked.streams), tuple(asked.counts)
     options = Options(
         asked.shape, asked.loads, asked.blocks, levels, asked.open_rate, asked.clients, counts, asked.window_s,
-        tuple(asked.parts), tuple(asked.sealed), asked.in_turn,
+        tuple(asked.parts), tuple(asked.sealed), asked.in_turn, asked.adapters,
     )  # fmt: skip
     result = _about()
     with contextlib.ExitStack() as stack:
@@ -160,7 +169,7 @@ def _start_all(
 ) -> list[Server]:  # fmt: skip
     """All servers that start; of one that does not, its last words are said."""
     base = write_base(options.shape, work / "base")
-    for number in range(ADAPTERS):
+    for number in range(options.adapters):
         if not (work / "adapters" / f"a{number}").exists():
             write_adapter(options.shape, work / "adapters" / f"a{number}", seed=number)
     starting: list[tuple[str, subprocess.Popen[bytes]]] = []
@@ -182,7 +191,8 @@ def _start(name: str, base: Path, work: Path, more: Sequence[str]) -> subprocess
     folder.mkdir(exist_ok=True)
     (folder / "endpoint.json").unlink(missing_ok=True)  # of a run that was killed
     arguments = VARIANTS[name]
-    argv = [sys.executable, "-m", "tuneship", "serve", str(base), "--port", "0", *more]
+    program = ("-c", UNREFUSED) if arguments and set(OVERLAP) <= set(arguments) else ("-m", "tuneship")
+    argv = [sys.executable, *program, "serve", str(base), "--port", "0", *more]
     argv += ["--log", str(folder / "engine.log"), "--endpoint-file", str(folder / "endpoint.json")]
     if arguments is not None:
         argv += ["--adapters", str(work / "adapters"), *arguments]
@@ -215,7 +225,7 @@ def _load(server: Server, options: Options, work: Path) -> dict[str, Any]:
             began = time.perf_counter()
             version = _verb(client, admin, "", {"path": str(path), "alias": f"new{number}"})["version"]
             loaded = time.perf_counter()
-            _first_token(client, server.url, f"new{number}")
+            _answer(client, server.url, f"new{number}")
             spent["loaded_ms"].append(1e3 * (loaded - began))
             spent["first_answer_ms"].append(1e3 * (time.perf_counter() - began))
             _verb(client, admin, f"/{version}/unload", {})
@@ -239,17 +249,12 @@ def _verb(client: httpx.Client, admin: running.Running, path: str, body: dict[st
     return answer.json()
 
 
-def _first_token(client: httpx.Client, url: str, model: str) -> None:
-    """Ask, and return when the first token with text has come."""
-    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "stream": True,
-            "ignore_eos": True}  # fmt: skip
-    with client.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
-        if answer.status_code != 200:
-            raise RuntimeError(answer.read().decode()[:500])
-        for line in answer.iter_lines():
-            if line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
-                return
-    raise RuntimeError(f"{model} said nothing")
+def _answer(client: httpx.Client, url: str, model: str) -> None:
+    """Ask for one token, whatever it is: one that ends an answer has no text to wait for."""
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1, "ignore_eos": True}
+    answer = client.post(f"{url}/v1/chat/completions", json=body)
+    if answer.status_code != 200 or answer.json()["usage"]["completion_tokens"] != 1:
+        raise RuntimeError(answer.text[:500])
 
 
 def _itl(server: Server, options: Options, work: Path) -> dict[str, Any]:
@@ -301,7 +306,7 @@ def _door(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:
 def _formats(server: Server, options: Options, work: Path) -> list[dict[str, Any]]:  # noqa: ARG001
     """512 tokens in, 128 out."""
     found = []
-    counts = (4,) if "-" in server.name else options.counts  # of a variation the middle will do
+    counts = options.counts or ((4,) if "-" in server.name else (1, 4, 8))  # of a variation the middle will do
     for count in counts if server.adapters else (0,):
         models = server.adapters[:count] or (server.model,)
         figures: dict[str, Any] = {"adapters": count}

@@ -7,9 +7,10 @@ holds the token ids against transformers + PEFT on the same weights. What is ref
     .venv/bin/python bench/studies/support_matrix.py --render                               # the page, of all files
 
 A row that is there already stays unless its format is named. `fp8` (made in flight) and `w4a16` (written by rounding to
-nearest, `w4a16.py`) are for a GPU; `float32` is a CPU's, where equality can be had. The adapters' weights are random:
-what is compared is what two implementations make of them. FP8 has no reference with the same numbers: it is held
-against the 16-bit weights, and need not be equal.
+nearest, `w4a16.py`) are for a GPU; `float32` is a CPU's, where equality can be had. W4A16's kernels do not take every
+size: a model that they refuse is made wider by zeros (`widened.py`), and its row says so. The adapters' weights are
+random: what is compared is what two implementations make of them. FP8 has no reference with the same numbers: it is
+held against the 16-bit weights, and need not be equal.
 """
 
 from __future__ import annotations
@@ -38,8 +39,11 @@ import psutil
 from support_page import Agreement, Machine, Row, render
 
 from tuneship.core import hardware
+from tuneship.core.errors import PreflightError
 from tuneship.core.model_source import BUNDLED_ID, resolve
 from tuneship.core.process import descendants, stop_tree, tail
+from tuneship.serve import packed, quantized
+from tuneship.serve.preflight.base import linear
 
 ROOT = Path(__file__).parents[2]
 BASELINES = ROOT / "bench" / "baselines"
@@ -112,13 +116,23 @@ def _measure(formats: list[str], model: str, out: Path, work: Path) -> None:
         model=model,
         rows=Machine.model_validate_json(out.read_text(encoding="utf-8")).rows if out.exists() else [],
     )
-    base = resolve(model).path
-    adapters = _write_adapters(base, work / "adapters")
     for name in formats:
-        row = _row(name, model, base, adapters, work / name)
-        machine = machine.with_row(row)
+        served, note = _that_fits(model, work) if name == "w4a16" and hardware.detect().gpus else (model, "")
+        base = resolve(served).path
+        adapters = _write_adapters(base, work / f"adapters-{base.name}")
+        machine = machine.with_row(_row(name, served, base, adapters, work / name).model_copy(update={"note": note}))
         out.write_text(machine.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        sys.stdout.write(row.model_dump_json() + "\n")
+        sys.stdout.write(machine.rows[-1].model_dump_json() + "\n")
+
+
+def _that_fits(model: str, work: Path) -> tuple[str, str]:
+    """(model, note): one whose sizes W4A16's kernels take."""
+    base = resolve(model).path
+    try:
+        packed.require(linear(base))
+    except PreflightError as refused:
+        return str(_wider(base, work / f"{base.name}-wider")), f"made wider by zeros, because {refused.message}"
+    return model, ""
 
 
 def _row(name: str, model: str, base: Path, adapters: Path, folder: Path) -> Row:
@@ -273,11 +287,14 @@ def _agreement(answers: list[Answer], base: Path, adapters: Path, dtype: str) ->
 def _greedy(base: Path, adapter: Path | None, prompts: list[list[int]], dtype: str) -> list[list[int]]:
     import torch  # noqa: PLC0415 - the page is made without it
     from peft import PeftModel  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig  # noqa: PLC0415
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=wanted, device_map={"": device})
+    unpacked = {}
+    if quantized.weights(base).method == packed.METHOD:  # PEFT knows no packed layers of it: their values in 16 bits
+        unpacked["quantization_config"] = CompressedTensorsConfig(run_compressed=False)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=wanted, device_map={"": device}, **unpacked)
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):  # bitsandbytes' 4-bit layers, which choose a dtype themselves
             layer.compute_dtype, layer.support_avx512bf16_for_cpu = wanted, False
@@ -307,6 +324,8 @@ def _write_adapters(base: Path, folder: Path) -> Path:
     from transformers import AutoModelForCausalLM  # noqa: PLC0415
 
     for seed, name in enumerate(ADAPTERS):
+        if (folder / name).exists():
+            continue
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -317,6 +336,13 @@ def _write_adapters(base: Path, folder: Path) -> Path:
                 torch.nn.init.normal_(parameter, std=LOUD)
         wrapped.save_pretrained(folder / name)
     return folder
+
+
+def _wider(base: Path, out: Path) -> Path:
+    from widened import write  # noqa: PLC0415 - loads torch
+
+    shutil.rmtree(out, ignore_errors=True)
+    return write(base, out, 128)
 
 
 def _w4a16(base: Path, out: Path) -> Path:
