@@ -51,10 +51,11 @@ from tuneship.serve import running
 NF4 = ("--quantization", "nf4")
 TRITON = ("--extra-arg=--lora-backend", "--extra-arg=triton")
 OVERLAP = ("--extra-arg=--enable-lora-overlap-loading", "--extra-arg=--max-loaded-loras", "--extra-arg=18")
-"""SGLang takes the first only with the second, of at most twice the slots; `tuneship serve` refuses that."""
+"""SGLang takes the first only with the second, of at most twice the slots; `tuneship serve` refuses both."""
 UNREFUSED = (
     "import runpy; from tuneship.serve import startable as s; "
-    "s.REFUSED = {k: v for k, v in s.REFUSED.items() if k != '--max-loaded-loras'}; "
+    "s.REFUSED = {k: v for k, v in s.REFUSED.items() if k not in "
+    "('--max-loaded-loras', '--enable-lora-overlap-loading')}; "
     "runpy.run_module('tuneship', run_name='__main__', alter_sys=True)"
 )
 """`python -c` of it is `python -m tuneship`, but for that."""

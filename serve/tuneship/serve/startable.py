@@ -34,6 +34,10 @@ _CACHED = (
 )
 _KEPT = "an artifact is never changed: the files of a model stay where they are"
 _HOOKS = "code in the engine's layers sees every prompt and changes answers behind verify's back"
+_OVERLAP = (
+    "with more adapters in use than slots the engine then does little but load and evict them; --max-loras "
+    "(serve.max_loras) gives more slots"
+)
 _CUT = "a prompt that is too long is an error, never cut: --context-length (serve.context_length) allows longer ones"
 
 REFUSED: Mapping[str, str] = {
@@ -76,6 +80,7 @@ REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("--max-lora-rank", "--max-loras-per-batch", "--max-loaded-loras", "--lora-target-modules"), _LIMITS
     ),
+    "--enable-lora-overlap-loading": _OVERLAP,
     **dict.fromkeys(("--model-path", "--model", "--served-model-name", "--revision", "--tokenizer-path"), _MODEL),
     **dict.fromkeys(("--chat-template", "--hf-chat-template-name"), _TEMPLATE),
     **dict.fromkeys(("--quantization", "--load-format"), _BITS),
