@@ -73,7 +73,11 @@ AREAS = (
         "An adapter or a base that cannot be served",
         "Messages that begin with a verb go on from `adapter 'NAME'`; all reasons are named at once. What SGLang would "
         "misread is refused before a server starts ([why](sglang-gaps.md)).",
-        (f"{_SERVE}preflight/", *(f"{_SERVE}{name}.py" for name in ("quantized", "startable")), f"{_CORE}servable.py"),
+        (
+            f"{_SERVE}preflight/",
+            *(f"{_SERVE}{name}.py" for name in ("packed", "quantized", "startable")),
+            f"{_CORE}servable.py",
+        ),
     ),
     Area(
         "What `verify` says",

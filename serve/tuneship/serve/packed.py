@@ -20,7 +20,7 @@ METHOD = "compressed-tensors"
 START_S = 1800.0
 """How long a first start may take: one compiler, for all of Marlin's kernels. 377 s were measured on an H200's host."""
 _TILE = (64, 128)
-_SPLIT_BY_ROWS = ("o_proj", "down_proj")
+_SPLIT_BY_INPUTS = ("o_proj", "down_proj")
 """Over several GPUs these are cut along their inputs, the others along their outputs."""
 _PART_OF = {part: layer for layer, parts in FUSED.items() for part in parts}
 
@@ -48,14 +48,14 @@ def require(linear: Mapping[str, tuple[int, int]], tensor_parallel: str = "1") -
 
     """
     gpus = int(tensor_parallel) if tensor_parallel.isdecimal() else 1
-    for layer, (rows, columns) in _layers(linear).items():
-        by_rows = layer.endswith(_SPLIT_BY_ROWS)
-        held = (rows, columns // gpus) if by_rows else (rows // gpus, columns)
-        if any(_divides(held, tile) for tile in (_TILE, _TILE[::-1])):
+    for layer, (out, into) in _layers(linear).items():
+        by_inputs = layer.endswith(_SPLIT_BY_INPUTS)
+        rows, columns = (out, into // gpus) if by_inputs else (out // gpus, into)
+        if any(_divides((rows, columns), tile) for tile in (_TILE, _TILE[::-1])):
             continue
         share = f" on each of {gpus} GPUs" if gpus > 1 else ""
         raise PreflightError(
-            f"{layer} is {held[0]} x {held[1]}{share}, and SGLang's kernels for packed weights take 64 x 128 or 128 x "
+            f"{layer} is {rows} x {columns}{share}, and SGLang's kernels for packed weights take 64 x 128 or 128 x "
             "64 values at a time",
             hint="serve the original, in 16 bits or with --quantization fp8 or nf4",
         )
