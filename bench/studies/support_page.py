@@ -76,6 +76,7 @@ Made by `bench/studies/support_matrix.py --render` from `bench/baselines/support
 a real server with two adapters, asked greedily beside transformers + PEFT on the same weights. Parity counts whole
 answers (of up to 16 tokens) that are equal, of base / adapters, then the tokens before the first difference. In 16 bits
 two implementations round differently, and one rounding can turn a greedy answer: float32 is where equality is expected.
+FP8 is made while SGLang loads, and held against the 16-bit weights, which have other values.
 Weights are by SGLang's own account. Memory is of the server's processes: on a GPU what they hold of it, KV cache and
 reserve included, which is a share of the card and not of the format; on a CPU their PSS.
 """
