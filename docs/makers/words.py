@@ -6,7 +6,10 @@ import ast
 from collections.abc import Iterable, Mapping
 from itertools import product
 
-_TRANSPARENT = {"str", "repr", "sorted", "gib", "_short", "_some", "tail", "escape", "map", "list", "abs", "float"}
+_TRANSPARENT = {
+    *("str", "repr", "sorted", "gib", "_short", "_some", "tail", "escape", "map", "list", "abs", "float"),
+    *("quoted", "on_one_line"),
+}
 """Calls that say the same as what they are given."""
 
 

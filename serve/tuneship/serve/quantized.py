@@ -24,10 +24,10 @@ from tuneship.core.cache import cache_dir
 from tuneship.core.errors import PreflightError
 from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
+from tuneship.core.quoting import on_one_line, quoted
 from tuneship.core.recipe import Serve
 from tuneship.core.stage import Job, run_job
 from tuneship.serve import startable
-from tuneship.serve.preflight.said import on_one_line, quoted
 
 Method = Literal["none", "nf4", "fp8"]
 """What an engine is told: nothing, that the weights are packed, or to quantize while it loads."""

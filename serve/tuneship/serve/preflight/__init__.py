@@ -25,6 +25,7 @@ from tuneship.core import artifact, checkpoint, servable
 from tuneship.core.artifact import Artifact, FileRecord
 from tuneship.core.errors import ArtifactError, PreflightError, TuneshipError
 from tuneship.core.files import sha256_file
+from tuneship.core.quoting import on_one_line, quoted
 from tuneship.core.servable import MERGE, PROJECTIONS, Layer, Reason
 from tuneship.serve import tensors
 from tuneship.serve.preflight import files, folding, named, settings, tokenizer, weights
@@ -32,7 +33,6 @@ from tuneship.serve.preflight.base import BaseModel, read_base
 from tuneship.serve.preflight.checked import CheckedAdapter
 from tuneship.serve.preflight.files import deeper
 from tuneship.serve.preflight.proof import prove
-from tuneship.serve.preflight.said import on_one_line, quoted
 from tuneship.serve.tensors import Contents
 
 __all__ = [

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from tuneship.core.checkpoint import TEMPLATE_FILE
 from tuneship.core.errors import ArtifactError, PreflightError
+from tuneship.core.quoting import on_one_line
 from tuneship.core.servable import REEXPORT, Reason
-from tuneship.serve.preflight.said import on_one_line
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"

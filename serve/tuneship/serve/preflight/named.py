@@ -12,10 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from tuneship.core.quoting import quoted
 from tuneship.core.recipe import BUNDLED_PREFIX
 from tuneship.core.servable import Reason
 from tuneship.serve.preflight.base import BaseModel
-from tuneship.serve.preflight.said import quoted
 
 _KEY = "base_model_name_or_path"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+", re.ASCII)

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tuneship.core.errors import ArtifactError
-from tuneship.serve.preflight.said import on_one_line
+from tuneship.core.quoting import on_one_line
 
 _LONGEST_BYTES = 1 << 22
 """A list of every module of a large model is some 100 KB."""

@@ -15,8 +15,8 @@ from pydantic import BaseModel, RootModel, ValidationError
 
 from tuneship.core import checkpoint
 from tuneship.core.errors import ArtifactError
+from tuneship.core.quoting import on_one_line
 from tuneship.core.servable import MERGE, Reason
-from tuneship.serve.preflight.said import on_one_line
 
 PROBES = (
     "The quick brown fox's 1,234,567.89 jumps over   the lazy dog!\n",

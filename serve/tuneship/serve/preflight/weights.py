@@ -13,11 +13,11 @@ from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 from tuneship.core import servable
+from tuneship.core.quoting import quoted
 from tuneship.core.servable import MERGE, PROJECTIONS, REEXPORT, Layer, Reason, unserved_modules
 from tuneship.serve import tensors
 from tuneship.serve.preflight import settings
 from tuneship.serve.preflight.base import BaseModel
-from tuneship.serve.preflight.said import quoted
 from tuneship.serve.tensors import Contents, Tensor
 
 _PREFIX = "base_model.model."

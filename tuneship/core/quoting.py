@@ -1,6 +1,7 @@
-"""What an adapter's own files say, as it is repeated in a remark or a refusal: on one line, and not without end.
+"""What somebody else's files say, as it is repeated in a remark or a refusal: on one line, and not without end.
 
-Adapters come from anywhere, and a log or a terminal would take a line end or an escape in one's settings for our own.
+Artifacts and adapters come from anywhere, and a log or a terminal would take a line end or an escape in their settings,
+or in the name of a tensor, for our own.
 """
 
 from __future__ import annotations
