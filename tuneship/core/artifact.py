@@ -30,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tuneship.core import versioned
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_file, sha256_listing, sync_directory, sync_tree, write_atomic
+from tuneship.core.quoting import on_one_line
 from tuneship.core.recipe import BUNDLED_PREFIX
 
 SCHEMA = 1
@@ -228,7 +229,7 @@ def verify_payload(artifact: Artifact, sha256: Callable[[Path], str] = sha256_fi
         for damage in found:
             raise damage
     for name in here.keys() - manifest.files.keys():
-        raise ArtifactError(f"{path}: {name} does not belong to it", hint="remove it")
+        raise ArtifactError(f"{path}: {on_one_line(name)} does not belong to it", hint="remove it")
 
 
 def is_damaged(path: Path) -> bool:
@@ -277,9 +278,10 @@ def check_base(artifact: Artifact, weights_sha256: str, base_id: str) -> None:
     wanted = artifact.manifest.base
     if wanted.weights_sha256 != weights_sha256:
         raise ArtifactError(
-            f"{artifact.path.name} was trained on {wanted.id} (weights {wanted.weights_sha256[:12]}), "
-            f"not on {base_id} (weights {weights_sha256[:12]})",
-            hint=f"use the base {wanted.id} at revision {wanted.revision}",
+            f"{artifact.path.name} was trained on {on_one_line(wanted.id)} "
+            f"(weights {on_one_line(wanted.weights_sha256[:12])}), "
+            f"not on {on_one_line(base_id)} (weights {weights_sha256[:12]})",
+            hint=f"use the base {on_one_line(wanted.id)} at revision {on_one_line(wanted.revision)}",
         )
 
 
@@ -309,19 +311,20 @@ def _damage(artifact: Artifact, here: Mapping[str, Path], sha256: Callable[[Path
     `here` is its payload, as `_payload` finds it.
     """
     path, manifest = artifact
-    command = shlex.join(_maker(path, manifest))
+    command = on_one_line(shlex.join(_maker(path, manifest)))
     fix = f"`{command}` makes it again; or restore {path.name} from a copy"
     for name, record in manifest.files.items():
         if name not in here:
-            yield ArtifactError(f"{path}: {name} is missing", hint=fix)
+            yield ArtifactError(f"{path}: {on_one_line(name)} is missing", hint=fix)
         elif (size := here[name].stat().st_size) != record.size:
-            yield ArtifactError(f"{path}: {name} has {size} bytes, not {record.size}: truncated or replaced", hint=fix)
+            what = f"has {size} bytes, not {record.size}: truncated or replaced"
+            yield ArtifactError(f"{path}: {on_one_line(name)} {what}", hint=fix)
     with ThreadPoolExecutor(_HASHERS) as pool:
         hashes = {name: pool.submit(sha256, here[name]) for name in manifest.files if name in here}
         try:
             for name, found in hashes.items():
                 if found.result() != manifest.files[name].sha256:
-                    yield ArtifactError(f"{path}: {name} was changed after it was written", hint=fix)
+                    yield ArtifactError(f"{path}: {on_one_line(name)} was changed after it was written", hint=fix)
         finally:
             pool.shutdown(cancel_futures=True)
     if content_id(manifest.files) != manifest.content_id or not path.name.endswith(manifest.content_id[:12]):

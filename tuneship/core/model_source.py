@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tuneship.core.cache import cache_dir
 from tuneship.core.errors import ArtifactError
+from tuneship.core.quoting import on_one_line, quoted
 from tuneship.core.recipe import BUNDLED_PREFIX
 
 BUNDLED_ID = "bundled:smollm2-135m-instruct"
@@ -68,7 +69,7 @@ def bundled_version() -> str:
 
 def _bundled(model_id: str) -> ModelSource:
     if model_id != BUNDLED_ID:
-        raise ArtifactError(f"no bundled model {model_id!r}", hint=f"there is one: {BUNDLED_ID}")
+        raise ArtifactError(f"no bundled model {quoted(model_id)}", hint=f"there is one: {BUNDLED_ID}")
     path = bundled_path()
     if not path.is_dir():
         raise ArtifactError(f"{model_id} is not converted yet", hint=f"tuneship fetch {model_id}")
@@ -83,7 +84,7 @@ def _from_hub_cache(model_id: str, revision: str) -> ModelSource:
         path = Path(snapshot_download(model_id, revision=revision, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         raise ArtifactError(
-            f"no model {model_id!r} (revision {revision}): not a folder, and not in the hub cache",
-            hint=f"tuneship fetch {model_id}, or check the path",
+            f"no model {quoted(model_id)} (revision {on_one_line(revision)}): not a folder, and not in the hub cache",
+            hint=f"tuneship fetch {on_one_line(model_id)}, or check the path",
         ) from None
     return ModelSource(model_id, path.name, path)

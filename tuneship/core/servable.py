@@ -19,6 +19,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from tuneship.core.quoting import on_one_line
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The linear layers of a decoder block that our servers wrap with LoRA."""
 FUSED = {"qkv_proj": PROJECTIONS[:3], "gate_up_proj": PROJECTIONS[4:6]}
@@ -190,8 +192,8 @@ def _refused(config: Mapping[str, Any]) -> list[tuple[str, Reason]]:
             continue
         held = _HELD.get(key)
         if held is None:
-            fact = f"sets {key} = {_short(value)}, which this tuneship does not know"
-            fix = f"upgrade tuneship; if {key} changes no answer, set it to null in adapter_config.json"
+            fact = f"sets {on_one_line(key)} = {_short(value)}, which this tuneship does not know"
+            fix = f"upgrade tuneship; if {on_one_line(key)} changes no answer, set it to null in adapter_config.json"
             found.append((key, Reason(fact, fix)))
         elif not any(value is allowed or value == allowed for allowed in held.allowed):
             found.append((key, Reason(f"sets {key} = {_short(value)}: {held.why}", held.fix)))
@@ -226,4 +228,4 @@ def _is_unset(value: Any) -> bool:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return on_one_line(text if len(text) <= 60 else f"{text[:57]}...")

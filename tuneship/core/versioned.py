@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tuneship.core.errors import TuneshipError
+from tuneship.core.quoting import on_one_line
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -32,7 +33,7 @@ def parse(
         return model.model_validate_json(text)
     except ValidationError as complaint:
         first = complaint.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = on_one_line(".".join(str(part) for part in first["loc"]))
         raise error(f"{file} cannot be read: {where}: {first['msg'].lower()}", hint=hint) from None
 
 

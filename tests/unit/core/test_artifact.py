@@ -172,6 +172,52 @@ def test_another_base_is_refused(sealed: Artifact):
     assert "org/base" in caught.value.hint
 
 
+FORGED = "m\nerror: all is well\x1b[2J\u202e" + "x" * 10_000_000
+
+
+def forge(sealed: Artifact, **about: object) -> Artifact:
+    """The same with another manifest."""
+    content = json.loads((sealed.path / MANIFEST).read_text()) | about
+    (sealed.path / MANIFEST).write_text(json.dumps(content))
+    return sealed
+
+
+def forged_names(sealed: Artifact) -> object:
+    return open_artifact(forge(sealed, files={FORGED: {"size": 1, "sha256": ""}}).path)
+
+
+def forged_entry(sealed: Artifact) -> object:
+    return open_artifact(forge(sealed, files={FORGED: {"size": "one"}}).path)
+
+
+def a_stray_file(sealed: Artifact) -> object:
+    (sealed.path / FORGED[:100]).touch()
+    return open_artifact(sealed.path)
+
+
+def forged_base(sealed: Artifact) -> None:
+    base = {"id": FORGED, "revision": FORGED, "weights_sha256": FORGED, "architecture": FORGED}
+    opened = open_artifact(forge(sealed, base=base).path)
+    artifacts.check_base(opened, "f" * 64, FORGED)
+
+
+def a_damaged_forged_base(sealed: Artifact) -> object:
+    base = {"id": FORGED, "revision": FORGED, "weights_sha256": "", "architecture": ""}
+    forge(sealed, kind="base-nf4", base=base)
+    change_a_byte(sealed.path)
+    return open_artifact(sealed.path)
+
+
+@pytest.mark.parametrize("read", [forged_names, forged_entry, a_stray_file, forged_base, a_damaged_forged_base])
+def test_what_a_manifest_says_is_repeated_on_one_line(sealed: Artifact, read: Callable[[Artifact], object]):
+    with pytest.raises(ArtifactError) as caught:
+        read(sealed)
+    for text in (caught.value.message, caught.value.hint):
+        assert text.isprintable()
+        assert len(text) < 10_000
+    assert "\\x1b[2J" in caught.value.message + caught.value.hint
+
+
 def test_evidence_is_appended_and_does_not_change_the_id(sealed: Artifact):
     first = artifacts.add_evidence(sealed, "parity", '{"n": 1}')
     artifacts.add_evidence(sealed, "parity", '{"n": 2}')

@@ -51,6 +51,14 @@ def test_what_is_nowhere_says_how_to_fetch_it(hub, model: str, revision: str):
     assert caught.value.hint == f"tuneship fetch {model}, or check the path"
 
 
+def test_what_is_nowhere_is_named_on_one_line(hub):
+    """The original of a base on disk is named by that base's manifest, which may be anybody's."""
+    with pytest.raises(ArtifactError, match="no model") as caught:
+        model_source.resolve("org/m\nerror: gone\x1b[2J", "v1\x1b[2J")
+    assert caught.value.message.isprintable()
+    assert caught.value.hint.isprintable()
+
+
 def test_the_bundled_model_is_fetched_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TUNESHIP_CACHE", str(tmp_path))
     with pytest.raises(ArtifactError, match="is not converted yet") as caught:

@@ -85,6 +85,17 @@ def test_a_field_of_a_newer_peft_that_is_set_is_refused(value: object):
     assert "upgrade tuneship" in reason.fix
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("a\nb\x1b[2J", 1), ("k" * 10_000, 1), ("new", "a\nb\x1b[2J"), ("bias", "\x1b[2J")]
+)
+def test_a_field_is_repeated_on_one_line(key: str, value: object):
+    """`tuneship merge` ends with the reason as it is."""
+    (reason,) = servable.unmerged({**PLAIN, key: value})
+    assert reason.fact.isprintable()
+    assert reason.fix.isprintable()
+    assert len(reason.fact) < 3_000
+
+
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga", "of_next_year"])
 def test_a_start_that_changes_the_base_wants_to_be_saved_as_plain_lora(start: str):
     (reason,) = servable.unserved({**PLAIN, "init_lora_weights": start})
