@@ -18,13 +18,14 @@ from tuneship.core import artifact, checkpoint, rundir
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.model_source import ModelSource, resolve
 from tuneship.core.progress import say
+from tuneship.core.quoting import quoted
 from tuneship.serve import preflight, quantized
 from tuneship.serve.dressed import Dress
 from tuneship.serve.preflight import BaseModel, Limits
 
-_ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]+")
-_BASE_NAME = re.compile(r"[A-Za-z0-9._/-]+")
-"""A colon would be SGLang's own syntax for choosing an adapter."""
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9._-]{1,255}")
+_BASE_NAME = re.compile(r"[A-Za-z0-9._/-]{1,255}")
+"""A colon would be SGLang's own syntax for choosing an adapter. No directory's name is longer; a manifest's may be."""
 
 
 class Entry(NamedTuple):
@@ -120,7 +121,9 @@ def check_names(model: str, *adapters: Path, name: str = "") -> None:
     )
 
 
-def checked_alias(name: str, hint: str = "--alias NAME, of letters, digits, dots, dashes and underscores") -> str:
+def checked_alias(
+    name: str, hint: str = "--alias NAME, of at most 255 letters, digits, dots, dashes and underscores"
+) -> str:
     """`name`, if adapters may be called so.
 
     Raises:
@@ -206,5 +209,5 @@ def _all_different(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 def _checked(allowed: re.Pattern[str], name: str, hint: str) -> str:
     if not allowed.fullmatch(name):
-        raise PreflightError(f"{name!r} cannot be the name of a served model", hint=hint)
+        raise PreflightError(f"{quoted(name)} cannot be the name of a served model", hint=hint)
     return name

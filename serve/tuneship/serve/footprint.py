@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 from tuneship.core import checkpoint
 from tuneship.core.errors import ArtifactError, PlanError
+from tuneship.core.quoting import on_one_line
 from tuneship.core.servable import FUSED
 from tuneship.core.shape import Shape
 from tuneship.serve import quantized, tensors
@@ -168,7 +169,7 @@ def _refuse_other_pools(config: Mapping[str, Any], folder: Path) -> None:
         why.append("no sizes of a decoder")
     if why:
         raise PlanError(
-            f"the memory of a server for {folder.name} cannot be planned: its configuration has {', '.join(why)}, and "
-            "only dense decoders with full attention are known here",
+            f"the memory of a server for {folder.name} cannot be planned: its configuration has "
+            f"{on_one_line(', '.join(why))}, and only dense decoders with full attention are known here",
             hint="name serve.mode; SGLang decides when it starts",
         )

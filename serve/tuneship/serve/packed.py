@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tuneship.core.errors import PreflightError
+from tuneship.core.quoting import on_one_line
 from tuneship.core.servable import FUSED, PROJECTIONS
 from tuneship.serve import tensors
 
@@ -55,8 +56,8 @@ def require(linear: Mapping[str, tuple[int, int]], tensor_parallel: str = "1") -
             continue
         share = f" on each of {gpus} GPUs" if gpus > 1 else ""
         raise PreflightError(
-            f"{layer} is {rows} x {columns}{share}, and SGLang's kernels for packed weights take 64 x 128 or 128 x "
-            "64 values at a time",
+            f"{on_one_line(layer)} is {rows} x {columns}{share}, and SGLang's kernels for packed weights "
+            "take 64 x 128 or 128 x 64 values at a time",
             hint="serve the original, in 16 bits or with --quantization fp8 or nf4",
         )
 

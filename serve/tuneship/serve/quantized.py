@@ -97,9 +97,9 @@ def public_name(model: str) -> str:
 def weights(path: Path) -> QuantizationRecord:
     """How the checkpoint at `path` holds its linear layers, by its own configuration; `none`: in 16 bits or more."""
     packed = checkpoint.read_config(path).get("quantization_config") or {}
-    method = str(packed.get("quant_method") or "none")
+    method = on_one_line(str(packed.get("quant_method") or "none"))
     if method == _BITSANDBYTES and packed.get("load_in_4bit"):
-        method = str(packed.get("bnb_4bit_quant_type"))
+        method = on_one_line(str(packed.get("bnb_4bit_quant_type")))
     return QuantizationRecord(
         method=method,
         double=bool(packed.get("bnb_4bit_use_double_quant")),
@@ -201,7 +201,7 @@ def _bits(record: QuantizationRecord) -> str:
     """In words, alike exactly when the numbers are: what they are computed in is the engine's own choice."""
     if record.method == "none":
         return "unquantized"
-    return f"as {record.method.upper()} {'with' if record.double else 'without'} double quantization"
+    return f"as {on_one_line(record.method.upper())} {'with' if record.double else 'without'} double quantization"
 
 
 def _dequantizes(ours: Manifest, kind: Kind | None) -> bool:

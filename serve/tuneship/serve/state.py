@@ -18,6 +18,7 @@ from tuneship.core.errors import ArtifactError, EngineError, PreflightError, Reg
 from tuneship.core.files import short
 from tuneship.core.process import tail
 from tuneship.core.progress import say
+from tuneship.core.quoting import on_one_line
 from tuneship.core.servable import Reason
 from tuneship.serve import tensors
 from tuneship.serve.preflight import Limits, settings
@@ -129,4 +130,6 @@ def _beyond(version: Version, limits: Limits) -> Iterator[Reason]:
         yield Reason(f"has rank {rank}, the server takes at most {limits.max_rank}", f"--max-rank {rank}")
     modules = {key.partition(".lora_")[0].rpartition(".")[2] for key in shapes}
     if other := sorted(modules - {*limits.target_modules}):
-        yield Reason(f"changes {', '.join(other)}, which the server does not", "serve it with what loaded it")
+        yield Reason(
+            f"changes {on_one_line(', '.join(other))}, which the server does not", "serve it with what loaded it"
+        )

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tuneship.core.errors import ArtifactError
+from tuneship.core.quoting import on_one_line
 
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
 """Behind the key of a weight that bitsandbytes has packed: its state as JSON, the true shape in it."""
@@ -187,7 +188,8 @@ def _readable(file: Path) -> Iterator[BufferedReader]:
             yield opened
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(
-            f"{file} cannot be read ({error}): truncated, or not safetensors", hint="copy or download it again"
+            f"{file} cannot be read ({on_one_line(str(error))}): truncated, or not safetensors",
+            hint="copy or download it again",
         ) from None
 
 

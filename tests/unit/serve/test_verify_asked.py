@@ -13,7 +13,7 @@ from aiohttp import web
 from tests.unit.serve.conftest import VOCABULARY
 from tests.unit.serve.listening import answering, listening
 from tests.unit.serve.worlds import PROMPT, World, make_world
-from tuneship.core.artifact import Artifact
+from tuneship.core.artifact import MANIFEST, Artifact
 from tuneship.core.errors import EndpointError
 from tuneship.core.parity import write_reference
 from tuneship.core.rundir import RunDir
@@ -196,6 +196,21 @@ async def test_a_base_under_the_template_of_training_is_known_by_its_weights(ser
         async with DoorScorer(server.url) as scorer:
             served = await scorer.served()
             assert asked.on_own_base(trained, scorer, served) is own, version
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("m\nerror: gone\x1b[2J" + "x" * 1000, "serves no model"), ("sql@\x1b[2J", "answers 'sql@.x1b.2J' with another")],
+)
+async def test_a_name_that_nothing_can_have_is_repeated_on_one_line(server, trained, name: str, says: str):
+    manifest = trained.manifest.model_copy(update={"name": name})
+    (trained.path / MANIFEST).write_text(manifest.model_dump_json(by_alias=True))
+    server.serve(("sql", OTHER, State.LIVE))
+    with pytest.raises(EndpointError, match=says) as caught:
+        await ask(trained.path, server)
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 500
+    assert caught.value.hint.isprintable()
 
 
 async def test_too_few_tokens_say_what_to_do(server, trained, tmp_path, capsys):

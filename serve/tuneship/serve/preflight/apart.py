@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from tuneship.core.errors import PreflightError, TuneshipError, by_name
 from tuneship.core.model_source import ModelSource
 from tuneship.core.process import die_with_parent
+from tuneship.core.quoting import quoted
 from tuneship.serve import preflight
 from tuneship.serve.preflight import CheckedAdapter, Limits
 
@@ -121,14 +122,14 @@ class Checker:
             if not answered:
                 self.stop()
                 raise PreflightError(
-                    f"adapter {name!r} could not be checked within {timeout_s:g} s",
+                    f"adapter {quoted(name)} could not be checked within {timeout_s:g} s",
                     hint="is one of the patterns in its adapter_config.json endless?",
                 )
             try:
                 found: object = self._pipe.recv()
             except (EOFError, OSError):  # reset, where it ended before it read the question
                 self.stop()
-                raise PreflightError(f"checking adapter {name!r} ended the process that did it") from None
+                raise PreflightError(f"checking adapter {quoted(name)} ended the process that did it") from None
         if isinstance(found, _Failed):
             raise by_name(found.kind)(found.message, found.hint)
         return found

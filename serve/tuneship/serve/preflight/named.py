@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tuneship.core.quoting import quoted
+from tuneship.core.quoting import on_one_line, quoted
 from tuneship.core.recipe import BUNDLED_PREFIX
 from tuneship.core.servable import Reason
 from tuneship.serve.preflight.base import BaseModel
@@ -44,7 +44,7 @@ def remarks(name: str, config: Mapping[str, Any], base: BaseModel) -> tuple[str,
     named, served = _named(config), base.record.id
     if not named or _alike(named, served) or check(config, base):
         return ()
-    said = f"adapter {quoted(name)} says that it was trained on {quoted(named)}, and is served on {served}"
+    said = f"adapter {quoted(name)} says that it was trained on {quoted(named)}, and is served on {on_one_line(served)}"
     return (f"{said}: nothing shows that these are the same weights",)
 
 

@@ -12,6 +12,7 @@ from tuneship.core import artifact
 from tuneship.core.artifact import FileRecord
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_file
+from tuneship.core.quoting import quoted
 from tuneship.serve.preflight import folding
 from tuneship.serve.preflight.checked import CheckedAdapter
 from tuneship.serve.preflight.files import CONFIG, WEIGHTS
@@ -55,7 +56,7 @@ def _are_of(checked: CheckedAdapter, copied: dict[str, FileRecord], config: byte
 def changed(checked: CheckedAdapter) -> ArtifactError:
     """It is no more what it was."""
     return ArtifactError(
-        f"adapter {checked.name!r} was changed while it was being loaded: {checked.path}",
+        f"adapter {quoted(checked.name)} was changed while it was being loaded: {checked.path}",
         hint="load it again when nobody writes to it",
     )
 

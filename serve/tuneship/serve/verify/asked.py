@@ -11,6 +11,7 @@ from pathlib import Path
 from tuneship.core import rundir
 from tuneship.core.artifact import Artifact
 from tuneship.core.errors import ArtifactError, EndpointError
+from tuneship.core.quoting import on_one_line, quoted
 from tuneship.serve import running
 from tuneship.serve.dressed import dressed_version
 from tuneship.serve.verify.door import DoorScorer, Served
@@ -55,8 +56,9 @@ async def name_of(opened: Artifact | None, path: Path, scorer: DoorScorer, serve
             return f"{alias}@{opened.id12}"
     known(name, scorer, served, load=path)
     raise EndpointError(
-        f"{scorer.url} answers {name!r} with {scorer.listed[name]}, and {name}@{opened.id12} is not loaded there",
-        hint=f"tuneship adapters load {path} --alias {name} puts it beside that one"
+        f"{scorer.url} answers {quoted(name)} with {scorer.listed.get(name, 'another version')}, "
+        f"and {on_one_line(name)}@{opened.id12} is not loaded there",
+        hint=f"tuneship adapters load {path} --alias {on_one_line(name)} puts it beside that one"
         if name in served.adapters
         else "that is a model of its own: verify its folder, or serve its base with --adapters",
     )
@@ -75,7 +77,7 @@ def known(model: str, scorer: DoorScorer, served: Served, load: Path | None = No
     if load:
         takes = served.adapters or running.mode(scorer.url) == "adapters"
         way = f"tuneship adapters load {load}, or " if takes else f"serve its base with --adapters {load}, or "
-    raise EndpointError(f"{scorer.url} serves no model {model!r}", hint=f"{way}say which with --model: {listed}")
+    raise EndpointError(f"{scorer.url} serves no model {quoted(model)}", hint=f"{way}say which with --model: {listed}")
 
 
 def others(model: str, scorer: DoorScorer, served: Served) -> dict[str, str]:
