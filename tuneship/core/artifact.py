@@ -36,6 +36,8 @@ from tuneship.core.recipe import BUNDLED_PREFIX
 SCHEMA = 1
 MANIFEST = "artifact.json"
 EVIDENCE = "evidence"
+LARGEST_MANIFEST = 1 << 24
+"""Bytes. A template is tens of KB, and each file of the payload has some 150 bytes."""
 _HASHERS = 4
 """Files that are hashed at a time: one core hashes some 2 GB/s, a disk reads more."""
 
@@ -242,7 +244,7 @@ def is_damaged(path: Path) -> bool:
     try:
         artifact = open_artifact(path, verify=False)
     except ArtifactError:
-        if is_artifact(path) and versioned.is_newer((path / MANIFEST).read_bytes(), SCHEMA):
+        if is_artifact(path) and versioned.is_newer(_manifest_text(path), SCHEMA):
             raise
         return True
     with closing(_damage(artifact, dict(_payload(path)), sha256_file)) as found:
@@ -250,12 +252,21 @@ def is_damaged(path: Path) -> bool:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """`artifact.json` of the artifact at `path`, its payload unread."""
+    """`artifact.json` of the artifact at `path`, its payload unread.
+
+    Raises:
+        ArtifactError: there is none, it is no manifest, or one of a newer schema.
+
+    """
     file = path / MANIFEST
     try:
-        text = file.read_bytes()
+        text = _manifest_text(path)
     except OSError:
         raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}") from None
+    if len(text) > LARGEST_MANIFEST:
+        raise ArtifactError(
+            f"{file} cannot be read: a manifest has at most {LARGEST_MANIFEST} bytes", hint=_remedy_of_unread(path)
+        )
     return versioned.parse(Manifest, text, file, SCHEMA, ArtifactError, hint=_remedy_of_unread(path))
 
 
@@ -343,11 +354,17 @@ def _maker(path: Path, manifest: Manifest) -> Sequence[str]:
     return [*named, *revision, *double, "--out", str(path.parent)]
 
 
+def _manifest_text(path: Path) -> bytes:
+    """`artifact.json`, or as much of it as shows that it is too large: it may be anybody's."""
+    with (path / MANIFEST).open("rb") as file:
+        return file.read(LARGEST_MANIFEST + 1)
+
+
 def _remedy_of_unread(path: Path) -> str:
     """What to do about a manifest that is no manifest: what its folder's name alone tells."""
     kind = next((kind for kind in _MAKER if path.name.startswith(f"{kind}-")), None)
     if kind is None:
-        return ""
+        return f"restore {path.name} from a copy; an adapter is served without its {MANIFEST}, too"
     options = ", with the options that it was built with," if kind.startswith("base-") else ""
     return f"`{shlex.join(_MAKER[kind])}`{options} makes it again; or restore {path.name} from a copy"
 

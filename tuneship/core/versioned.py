@@ -25,7 +25,7 @@ def parse(
     """
     try:
         found = _schema(text, newest)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise error(f"{file} cannot be read: not a JSON object", hint=hint) from None
     if found > newest:
         raise error(f"{file} has schema {found}; this tuneship reads up to {newest}", hint="upgrade tuneship")
@@ -41,7 +41,7 @@ def is_newer(text: bytes, newest: int) -> bool:
     """Whether `text` is whole, and of a newer schema than `newest`."""
     try:
         return _schema(text, newest) > newest
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return False
 
 

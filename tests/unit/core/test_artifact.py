@@ -80,6 +80,8 @@ def another_id(path: Path) -> None:
         (lambda path: (path / MANIFEST).unlink(), "is not an artifact"),
         (lambda path: (path / MANIFEST).write_text('{"schema": 1'), "cannot be read"),
         (lambda path: (path / MANIFEST).write_text("{}"), "cannot be read"),
+        (lambda path: os.truncate(path / MANIFEST, artifacts.LARGEST_MANIFEST + 1), "at most 16777216 bytes"),
+        (lambda path: (path / MANIFEST).write_text("[" * 100_000), "not a JSON object"),
         (newer_schema, "schema 99; this tuneship reads up to 1"),
         (another_id, "does not fit its content id"),
     ],
@@ -104,6 +106,8 @@ def test_a_change_is_refused_by_name(sealed: Artifact, damage: Callable[[Path], 
         (lambda path: os.truncate(path / MANIFEST, 200), True),
         (lambda path: (path / MANIFEST).write_text("{}"), True),
         (lambda path: (path / MANIFEST).write_text("[]"), True),
+        (lambda path: (path / MANIFEST).write_text("[" * 100_000), True),
+        (lambda path: os.truncate(path / MANIFEST, 1 << 40), True),
         (another_id, True),
     ],
 )
@@ -172,7 +176,22 @@ def test_another_base_is_refused(sealed: Artifact):
     assert "org/base" in caught.value.hint
 
 
-FORGED = "m\nerror: all is well\x1b[2J\u202e" + "x" * 10_000_000
+@pytest.mark.parametrize("name", ["adapter-000000000000", "sql"])
+def test_a_manifest_without_end_is_refused_and_not_read(sealed: Artifact, name: str):
+    path = sealed.path.rename(sealed.path.with_name(name))
+    os.truncate(path / MANIFEST, 1 << 40)  # takes no room; read whole, it would end the process
+    with pytest.raises(ArtifactError, match="at most 16777216 bytes") as caught:
+        open_artifact(path)
+    assert f"restore {name} from a copy" in caught.value.hint
+
+
+def test_the_largest_manifest_is_read(sealed: Artifact):
+    text = (sealed.path / MANIFEST).read_text()
+    (sealed.path / MANIFEST).write_text(text.ljust(artifacts.LARGEST_MANIFEST))
+    assert open_artifact(sealed.path) == sealed
+
+
+FORGED = "m\nerror: all is well\x1b[2J\u202e" + "x" * 1_000_000
 
 
 def forge(sealed: Artifact, **about: object) -> Artifact:

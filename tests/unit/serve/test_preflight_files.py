@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.files import sha256_file
 from tuneship.serve import preflight
-from tuneship.serve.preflight import folding
+from tuneship.serve.preflight import files, folding
 
 
 def settings_of(path: Path) -> dict:
@@ -261,6 +261,16 @@ def test_what_is_no_file(make_adapter, check):
     os.mkfifo(path / "adapter_config.json")
     with pytest.raises(ArtifactError, match="is not a file"):
         check(path)
+
+
+@pytest.mark.parametrize("name", files.TOKENIZER + files.TEMPLATE)
+def test_what_is_too_large_to_be_a_tokenizers(make_adapter, check, name: str):
+    path = make_adapter("sql")
+    with (path / name).open("wb") as sparse:
+        sparse.truncate(1 << 40)  # takes no room; read whole, it would end the process
+    with pytest.raises(ArtifactError, match=rf"{name} has {1 << 40} bytes, and at most \d+ are read") as caught:
+        check(path)
+    assert "save the tokenizer again" in caught.value.hint
 
 
 def spoil(file: Path) -> None:

@@ -16,6 +16,8 @@ WEIGHTS = "adapter_model.safetensors"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json")
 TEMPLATE = (TEMPLATE_FILE, "tokenizer_config.json")
 
+_LARGEST_BYTES = {**dict.fromkeys(TOKENIZER, 1 << 27), **dict.fromkeys(TEMPLATE, 1 << 24)}
+"""{file beside the weights: what is read into memory of it at most}. 49,152 tokens make a tokenizer.json of 3.5 MB."""
 _SHARDS = "model.safetensors.index.json"
 """SGLang takes the names of the weight files from it, whatever else is there."""
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -37,7 +39,8 @@ def find(folder: Path) -> Files:
     """The adapter's files in `folder`.
 
     Raises:
-        ArtifactError: there is no such directory; or one of the two is not there, or is no file.
+        ArtifactError: there is no such directory; one of the two is not there, or is no file; or one of the tokenizer
+            is far too large.
         PreflightError: its weights are pickled, or one of its files lies outside the directory.
 
     """
@@ -49,6 +52,8 @@ def find(folder: Path) -> Files:
         )
     for name in (CONFIG, WEIGHTS, *TOKENIZER, *TEMPLATE):
         refuse_strangers(folder, folder / name)
+    for name, most in _LARGEST_BYTES.items():
+        _refuse_large(folder / name, most)
     if not (folder / CONFIG).is_file():
         inside = deeper(folder)
         raise ArtifactError(
@@ -89,6 +94,15 @@ def refuse_strangers(folder: Path, file: Path) -> None:
         )
     if not file.is_file():
         raise ArtifactError(f"{file} is not a file", hint=REEXPORT)
+
+
+def _refuse_large(file: Path, most: int) -> None:
+    size = file.stat().st_size if file.is_file() else 0
+    if size > most:
+        raise ArtifactError(
+            f"{file} has {size} bytes, and at most {most} are read",
+            hint="save the tokenizer again; if it was not used in training, delete it from its directory",
+        )
 
 
 def _refuse_pickles(folder: Path) -> None:
