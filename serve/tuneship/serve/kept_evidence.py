@@ -42,13 +42,28 @@ class KeptEvidence:
         return self._folder / version.path.name
 
     def strangers(self, here: AbstractSet[str]) -> list[Path]:
-        """Where that of versions lies whose copies are not among `here`, the names of the folders of those present."""
-        if not self._folder.is_dir():
-            return []
-        return [path for path in self._folder.iterdir() if path.name not in here and not path.name.startswith(_HALF)]
+        """Where that of versions lies whose copies are not among `here`, the names of the folders of those present.
+
+        Raises:
+            RegistryError: the folder cannot be read.
+
+        """
+        try:
+            found = list(self._folder.iterdir()) if self._folder.is_dir() else []
+        except OSError as error:
+            raise RegistryError(
+                f"evidence in {self._folder} cannot be read: {error.strerror or error}",
+                hint="may this user read that folder?",
+            ) from error
+        return [path for path in found if path.name not in here and not path.name.startswith(_HALF)]
 
     def sweep(self, here: AbstractSet[str]) -> None:
-        """Forget that of all versions but `here`, and what a crash left half done."""
+        """Forget that of all versions but `here`, and what a crash left half done.
+
+        Raises:
+            RegistryError: as `strangers`.
+
+        """
         for path in [*self.strangers(here), *self._folder.glob(f"{_HALF}*")]:
             shutil.rmtree(path, ignore_errors=True)
 

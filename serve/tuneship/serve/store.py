@@ -150,12 +150,21 @@ class AdapterStore:
             say(f"warning: {path}, which nobody reads any more, cannot be removed: {error.strerror or error}")
 
     def sweep(self, kept: AbstractSet[Path]) -> list[Path]:
-        """Remove whatever is not in `kept`: copies that nobody refers to, halves that a crash left; what it removed."""
-        if not self._folder.is_dir():
-            return []
-        strangers = sorted(set(self._folder.iterdir()) - kept)
-        for path in strangers:
-            self._remove(path)
+        """Remove whatever is not in `kept`: copies that nobody refers to, halves that a crash left; what it removed.
+
+        Raises:
+            RegistryError: the folder cannot be read, or something in it cannot be removed.
+
+        """
+        try:
+            strangers = sorted(set(self._folder.iterdir()) - kept) if self._folder.is_dir() else []
+            for path in strangers:
+                self._remove(path)
+        except OSError as error:
+            raise RegistryError(
+                f"copies that nobody reads cannot be removed from {self._folder}: {error.strerror or error}",
+                hint="may this user write there? is its disk read-only?",
+            ) from error
         return strangers
 
     def _put(self, work: Path, stem: str) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,21 @@ def refusal(check: Check) -> Refusal:
         return caught.value
 
     return refuse
+
+
+@contextmanager
+def unreadable(folder: Path) -> Iterator[None]:
+    """Nobody may read `folder` in the block; root, who may read everything, is somebody else for that long."""
+    folder.chmod(0)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
 
 
 def write_base(path: Path, seed: int) -> Path:

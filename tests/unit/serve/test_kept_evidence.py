@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.serve.conftest import unreadable
 from tuneship.core.artifact import Artifact
 from tuneship.core.errors import ArtifactError, PreflightError, RegistryError
 from tuneship.serve import kept_evidence
@@ -99,6 +100,17 @@ def test_a_folder_without_evidence_leaves_none(make_adapter, kept, tmp_path):
     assert files_of(plain) == files_of(tmp_path / "nosuch") == []
     kept.keep(version(tmp_path), plain, files_of(plain), [])
     assert not kept.of(version(tmp_path)).exists()
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_that_says_so(sealed, kept, tmp_path):
+    kept.keep(version(tmp_path), sealed.path, files_of(sealed.path), [])
+    folder = kept.of(version(tmp_path)).parent
+    for sweep in (kept.sweep, kept.strangers):
+        with unreadable(folder), pytest.raises(RegistryError, match=f"{folder} cannot be read: Permission") as caught:
+            sweep(set())
+        assert "may this user read" in caught.value.hint
+    kept.sweep(set())
+    assert not list(folder.iterdir())
 
 
 def test_why_it_cannot_be_copied_is_said_where_the_system_has_no_words(sealed, kept, tmp_path):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.serve.conftest import unreadable
 from tuneship.core.errors import ArtifactError, RegistryError
 from tuneship.serve import store as stores
 from tuneship.serve.preflight import CheckedAdapter
@@ -272,6 +273,18 @@ def test_a_copy_that_cannot_be_dropped_is_said_and_swept_later(store, checked, c
     )
     in_the_way.unlink()
     assert store.sweep(set()) == [kept]
+
+
+def test_what_cannot_be_swept_is_an_error_that_says_so(store, checked):
+    kept = store.keep(checked)
+    in_the_way = kept.with_name(f".gone-{kept.name}")
+    in_the_way.touch()
+    with pytest.raises(RegistryError, match=f"cannot be removed from {kept.parent}: Not a directory") as caught:
+        store.sweep({in_the_way})
+    assert "may this user write there?" in caught.value.hint
+    with unreadable(kept.parent), pytest.raises(RegistryError, match=f"from {kept.parent}: Permission denied"):
+        store.sweep(set())
+    assert store.sweep(set()) == sorted([kept, in_the_way])
 
 
 def test_no_room_is_an_error_that_says_so(store, make_adapter, check, monkeypatch):
