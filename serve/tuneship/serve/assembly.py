@@ -181,9 +181,8 @@ def _explained(log: Path, registry: Registry, folder: Path, error: TuneshipError
 
 @contextmanager
 def _state(wanted: Path | None, log: Path) -> Iterator[Path]:
-    """The directory of the server's registry; beside the log, and gone at its end, where none is wanted."""
+    """The directory of the server's registry, which makes it; beside the log, gone at its end, if none is wanted."""
     if wanted:
-        wanted.mkdir(parents=True, exist_ok=True)
         yield wanted
         return
     folder = scratch.fresh(log, "state")

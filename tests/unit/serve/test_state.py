@@ -118,6 +118,17 @@ def test_a_server_with_other_limits_is_refused_before_anything_starts(base, fold
         assert list((folder / COPIES).iterdir()) == []
 
 
+def test_a_state_that_cannot_be_made_is_refused_in_words(base, tmp_path):
+    (tmp_path / "file").touch()
+    found, machine = catalog.read(str(base), to_come=True), hardware.detect()
+    for folder, why in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "state", "Not a directory")):
+        with (
+            pytest.raises(RegistryError, match=rf"{folder}/registry\.sqlite cannot be opened: {why}"),
+            assembled(found, Serve(mode="adapters"), machine, tmp_path / "engine.log", folder),
+        ):
+            pass
+
+
 def test_a_version_is_taken_out_while_no_server_runs(folder, left, capsys):
     first, second, other = left("sql"), left("sql", rank=6), left("sum")
     with pytest.raises(RegistryError, match="there is no nothing in") as nothing:
