@@ -255,6 +255,28 @@ def test_the_modules_that_the_server_wraps_are_its_limit(make_adapter, check, re
         json.dumps({"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": None}),
         json.dumps({"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": "(q_proj"}),
         json.dumps({"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": [], "rank_pattern": [1]}),
+        json.dumps({"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": "a{99999999999999999999}"}),
+        json.dumps({"r": 4, "lora_alpha": 8, "peft_type": "LORA", "target_modules": [], "rank_pattern": {"(?i)q": 4}}),
+        json.dumps(
+            {
+                "r": 4,
+                "lora_alpha": 8,
+                "peft_type": "LORA",
+                "target_modules": [],
+                "layers_to_transform": [0],
+                "layers_pattern": "(?i)layers",
+            }
+        ),
+        json.dumps({"r": 10**400, "lora_alpha": 8, "peft_type": "LORA", "target_modules": [], "use_rslora": True}),
+        json.dumps(
+            {
+                "r": 4,
+                "lora_alpha": 8.5,
+                "peft_type": "LORA",
+                "target_modules": ["q_proj", "v_proj"],
+                "rank_pattern": {"q_proj": 10**400},
+            }
+        ),
         "[" * 100_000,
     ],
     ids=lambda text: text[:60],

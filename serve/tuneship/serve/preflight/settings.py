@@ -15,6 +15,8 @@ from tuneship.core.quoting import on_one_line
 
 _LONGEST_BYTES = 1 << 22
 """A list of every module of a large model is some 100 KB."""
+_Rank = Annotated[int, Field(ge=1, le=1 << 31)]
+"""No matrix is so large; what is no float cannot be computed with."""
 
 
 class _Shape(BaseModel):
@@ -23,10 +25,10 @@ class _Shape(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     peft_type: str
-    r: Annotated[int, Field(ge=1)]
+    r: _Rank
     lora_alpha: Annotated[float, Field(allow_inf_nan=False)]
     target_modules: str | list[str]
-    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
+    rank_pattern: dict[str, _Rank] | None = None
     alpha_pattern: dict[str, Annotated[float, Field(allow_inf_nan=False)]] | None = None
     exclude_modules: str | list[str] | None = None
     layers_to_transform: int | list[int] | None = None
@@ -46,13 +48,14 @@ def read(file: Path) -> dict[str, Any]:
         config = json.loads(file.read_text(encoding="utf-8"))
         _Shape.model_validate(config)
         for key in ("target_modules", "exclude_modules", "layers_pattern", "rank_pattern", "alpha_pattern"):
+            before = "" if key.endswith("_modules") else r".*\."  # PEFT puts the other ones behind a beginning
             for pattern in _listed(config.get(key)):
-                re.compile(pattern)
+                re.compile(before + pattern)
     except ValidationError as wrong:
         first = wrong.errors()[0]
         where = on_one_line(".".join(map(str, first["loc"])))
         raise ArtifactError(f"{file} is not an adapter's configuration: {where}: {first['msg']}") from None
-    except (ValueError, RecursionError, re.error) as fault:
+    except (ValueError, RecursionError, OverflowError, re.error) as fault:
         error = on_one_line(str(fault))
         raise ArtifactError(f"{file} is not an adapter's configuration: {error}") from None
     return dict(config)
