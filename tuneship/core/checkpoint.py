@@ -33,13 +33,20 @@ def identify(path: Path, model_id: str, revision: str) -> Base:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """`config.json` of the checkpoint at `path`."""
+    """`config.json` of the checkpoint at `path`.
+
+    Raises:
+        ArtifactError: there is none, or it holds something else.
+
+    """
     try:
-        config: dict[str, Any] = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except OSError:
         raise ArtifactError(f"{path} is not a model: it has no config.json") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path / 'config.json'} cannot be read: {error}") from None
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path / 'config.json'} cannot be read: not a JSON object", hint="copy the model again")
     return config
 
 

@@ -112,7 +112,7 @@ def check_names(model: str, *adapters: Path, name: str = "") -> None:
     public = name or (artifact.read_manifest(path).name or path.name if artifact.is_artifact(path) else "")
     first = _checked(_BASE_NAME, public or resolve(model).name, "--name NAME")
     found = dict.fromkeys(path for folder in adapters for path in _adapters(folder))
-    named = {path: checked_alias(_name_of(path), "rename the directory") for path in found}
+    named = {path: checked_alias(_name_of(path), _renamed(path)) for path in found}
     _all_different(
         [
             Entry(first, "", None, path, "", ""),
@@ -158,9 +158,16 @@ def _adapter(path: Path, base: BaseModel, limits: Limits) -> Entry:
     checked = preflight.check(path, base, limits)
     for remark in [*checked.remarks, *quantized.remarks(path, base.path)]:
         say(f"warning: {remark}")
-    name = checked_alias(checked.name, "rename the directory")
+    name = checked_alias(checked.name, _renamed(path))
     version = f"{name}@{checked.content_id[:12]}"
     return Entry(name, version, version, checked.path, checked.content_id, base.record.id, path)
+
+
+def _renamed(adapter: Path) -> str:
+    """How it gets another name."""
+    if artifact.is_artifact(adapter):
+        return f"its artifact.json calls it so: tuneship adapters load {adapter} --alias NAME, when the server runs"
+    return "rename the directory"
 
 
 def _name_of(adapter: Path) -> str:

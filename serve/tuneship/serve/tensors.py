@@ -159,8 +159,16 @@ def read_bytes(file: Path, tensor: Tensor) -> bytes:
 
 
 def nf4_shape(file: Path, state: Tensor) -> tuple[int, int]:
-    """(out, in) of a matrix that bitsandbytes has packed, as it was; `state` lies beside it, under `NF4_STATE`."""
-    rows, columns = json.loads(read_bytes(file, state))["shape"]
+    """(out, in) of a matrix that bitsandbytes has packed, as it was; `state` lies beside it, under `NF4_STATE`.
+
+    Raises:
+        ArtifactError: it names no shape.
+
+    """
+    try:
+        rows, columns = map(int, json.loads(read_bytes(file, state))["shape"])
+    except (ValueError, TypeError, LookupError, RecursionError):
+        raise ArtifactError(f"{file}: the state of a packed weight names no shape", hint="make it again") from None
     return rows, columns
 
 

@@ -139,8 +139,9 @@ def test_who_names_a_run_is_told_which_model_lies_in_it(tmp_path: Path):
         assert caught.value.hint == f"the model in it is {merged}: name that"
 
 
-def test_a_broken_config_is_refused(model: Path):
-    (model / "config.json").write_text("{")
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b"[" * 200_000], ids=["cut", "a list", "bytes", "deep"])
+def test_a_broken_config_is_refused(model: Path, content: bytes):
+    (model / "config.json").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"config.json cannot be read"):
         checkpoint.read_config(model)
 

@@ -118,6 +118,13 @@ def test_names_that_mean_something_else_somewhere(base: Path, make_adapter, name
         catalog.read(str(base), make_adapter(name))
 
 
+def test_an_artifact_is_not_called_otherwise_by_renaming_it(base: Path, seal_adapter):
+    sealed = seal_adapter("a b")
+    with pytest.raises(PreflightError, match="cannot be the name") as caught:
+        catalog.read(str(base), sealed.path)
+    assert "--alias NAME" in caught.value.hint
+
+
 def test_a_colon_in_the_bases_name(base: Path):
     with pytest.raises(PreflightError, match="cannot be the name"):
         catalog.read(str(base), name="org/model:sql")

@@ -209,6 +209,18 @@ def test_a_base_packed_by_bitsandbytes_has_its_true_shapes(base: Path, tmp_path:
     assert preflight.read_base(ModelSource("the-base", "", base)).linear == {module: (4, 8)}
 
 
+@pytest.mark.parametrize("state", [b"{", b"[]", b"{}", b'{"shape": [1]}', b'{"shape": ["a", 2]}', b"\xff"], ids=repr)
+def test_a_packed_weight_whose_state_is_broken_is_refused(base: Path, state: bytes):
+    name = "model.layers.0.self_attn.k_proj.weight"
+    packed = {
+        name: {"dtype": "U8", "shape": [16, 1], "data": bytes(16)},
+        f"{name}.quant_state.bitsandbytes__nf4": {"dtype": "U8", "shape": [len(state)], "data": state},
+    }
+    write_raw(packed, base / "model.safetensors")
+    with pytest.raises(ArtifactError, match="names no shape"):
+        preflight.read_base(ModelSource("the-base", "", base))
+
+
 @pytest.mark.parametrize(("dtype", "width"), [("I64", 8), ("I32", 4)])
 def test_a_base_packed_by_compressed_tensors_has_its_true_shapes(base: Path, dtype: str, width: int):
     module = "model.layers.0.self_attn.k_proj"
