@@ -103,7 +103,7 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
     def supervised(versions: Callable[[], list[Version]]) -> Supervisor:
         config = partial(_configuration, catalog, serve, machine, versions)
         patience = Patience(hang_s=serve.hang_timeout_s, restarts=serve.restarts)
-        if catalog.weights == packed.METHOD:
+        if catalog.weights == packed.METHOD and packed.matrices(catalog.model_path):
             say("SGLang compiles its kernels for packed weights when it first starts on a machine, which takes minutes")
             patience = patience._replace(start_s=packed.START_S)
         return Supervisor(config, log, upstream, patience)

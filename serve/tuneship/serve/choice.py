@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from tuneship.core import base_store
-from tuneship.core.errors import ArtifactError, PlanError
+from tuneship.core.errors import ArtifactError, PlanError, PreflightError
 from tuneship.core.hardware import Hardware, gib
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Recipe, Serve
@@ -77,7 +77,8 @@ def refuse_what_cannot_start(recipe: Recipe, source: ModelSource, machine: Hardw
     """Raise the PreflightError that launching the recipe's server would end with."""
     serve = recipe.serve
     if serve.mode == "merged":  # made of the original's 16 bits, whatever it was trained on
-        stored = "none" if recipe.merge.quantize == "none" else packed.METHOD
+        stored = "none"
+        _refuse_merge_in_fewer_bits(recipe, source, machine)
     elif serve.quantization == "nf4":  # it will be, if it is not yet
         stored = "nf4"
     elif serve.quantization == "dequantized":
@@ -87,8 +88,18 @@ def refuse_what_cannot_start(recipe: Recipe, source: ModelSource, machine: Hardw
         quantized.with_quantization(str(source.path), serve)
         stored = quantized.weights(source.path).method
     quantized.method(serve, stored, machine)
-    if serve.mode == "merged" and recipe.merge.quantize == "w4a16":
-        packed.require(linear(source.path), quantized.tensor_parallel(serve.extra_args))
+
+
+def _refuse_merge_in_fewer_bits(recipe: Recipe, source: ModelSource, machine: Hardware) -> None:
+    """Raise a PreflightError where SGLang cannot serve here what `merge.quantize` would make."""
+    made = recipe.merge.quantize
+    if made != "none" and not machine.gpus:
+        raise PreflightError(
+            f"merge.quantize = {made!r} makes weights that SGLang serves on a GPU alone",
+            hint="merge.quantize = 'none'; or --until merge --serve.mode merged, and serve it on a GPU",
+        )
+    if made == "w4a16" and quantized.tensor_parallel(recipe.serve.extra_args) == "1":
+        packed.require(linear(source.path), hint="merge.quantize = 'fp8' or 'none'")
 
 
 def require(decision: Decision, recipe: Recipe, source: ModelSource, machine: Hardware) -> None:

@@ -82,8 +82,8 @@ def configure(
 
     """
     method = quantized.method(serve, catalog.weights, hardware)
-    if catalog.weights == packed.METHOD:
-        packed.require(packed.matrices(catalog.model_path), quantized.tensor_parallel(serve.extra_args))
+    if catalog.weights == packed.METHOD and quantized.tensor_parallel(serve.extra_args) == "1":
+        packed.require(packed.matrices(catalog.model_path))
     return EngineConfig(
         model_path=catalog.model_path,
         served_name=catalog.base.name,

@@ -6,8 +6,8 @@
 
 Weights, adapter slots and KV cache are SGLang's allocations to the byte (`footprint.py`). How much of a card they may
 take is SGLang's own rule (0.5.17, `ServerArgs._handle_gpu_memory_settings`): it keeps a share for activations and CUDA
-graphs by the card's size, and gives the rest to the KV cache. What that share really needs, and what CUDA takes before
-anything is loaded, has not been measured on a GPU yet; `ServingPlan.remark` says so.
+graphs by the card's size, and gives the rest to the KV cache. What activations really need of that share, and what CUDA
+takes before anything is loaded, has not been measured on a GPU yet; `ServingPlan.remark` says so.
 """
 
 from __future__ import annotations

@@ -179,8 +179,8 @@ def packed_shape(file: Path, tensor: Tensor) -> tuple[int, int]:
         ArtifactError: it is no pair of integers.
 
     """
-    raw, width = read_bytes(file, tensor), 8 if tensor.dtype == "I64" else 4
-    sizes = [int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width)]
+    raw, width = read_bytes(file, tensor), {"I32": 4, "I64": 8}.get(tensor.dtype, 0)
+    sizes = [int.from_bytes(raw[at : at + width], "little") for at in range(0, len(raw), width)] if width else []
     if len(sizes) != 2:
         raise ArtifactError(f"{file}: the shape of a packed weight is no pair of integers", hint="make it again")
     return sizes[0], sizes[1]

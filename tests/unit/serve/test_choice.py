@@ -98,7 +98,9 @@ def test_neither_says_what_would_fit(qwen: ModelSource, flag: str):
 def test_a_merge_in_fewer_bits_that_cannot_be_served_is_refused_before_it_is_trained(qwen: ModelSource, mode: str):
     asked: dict[str, Any] = {"serve": {"mode": mode}, "merge": {"quantize": "w4a16"}}
     assert decided(qwen, 12, **asked).mode == "merged"
-    assert "need a GPU" in refused(qwen, Hardware((), "", "a processor", 8, 32 * GIB), **asked).message
+    without = refused(qwen, Hardware((), "", "a processor", 8, 32 * GIB), **asked)
+    assert "SGLang serves on a GPU alone" in without.message
+    assert "merge.quantize = 'none'" in without.hint
     config = qwen.path / "config.json"
     narrow = {"hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64}
     config.write_text(json.dumps(json.loads(config.read_text()) | narrow))
@@ -110,7 +112,9 @@ def test_a_merge_in_fewer_bits_that_cannot_be_served_is_refused_before_it_is_tra
         },
         qwen.path / "model.safetensors",
     )
-    assert "qkv_proj is 960 x 576" in refused(qwen, card(12), **asked).message
+    narrow_error = refused(qwen, card(12), **asked)
+    assert "qkv_proj is 960 x 576" in narrow_error.message
+    assert narrow_error.hint == "merge.quantize = 'fp8' or 'none'"
 
 
 def test_nothing_fits_a_card_that_small(qwen: ModelSource):

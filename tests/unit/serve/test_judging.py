@@ -210,5 +210,21 @@ async def test_evidence_that_cannot_be_kept_asks_no_more(world, sealed):
         assert not world.engine.asked
 
 
+async def test_what_is_remembered_of_a_base_is_of_the_engine_of_the_moment(world, make_adapter, monkeypatch):
+    memories = []
+
+    async def verify(*_: object, memory: judging.Memory, **__: object) -> judging.Verdict:
+        memories.append(memory)
+        return await _no_evidence()
+
+    monkeypatch.setattr(judging, "verify", verify)
+    async with world.server() as parts:
+        await world.load(parts, make_adapter("sql"))
+        (memory,) = memories
+        for engine in (object(), object()):
+            parts.supervisor.engine = engine
+            assert memory._engine() is engine
+
+
 async def _no_evidence(*_: object, **__: object) -> judging.Verdict:
     return judging.Verdict(judging.Outcome.NO_EVIDENCE, Fault.NONE, "nobody stored what it says")

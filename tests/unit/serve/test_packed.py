@@ -11,9 +11,11 @@ from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.recipe import Serve
 from tuneship.serve import packed
+from tuneship.serve.assembly import assembled
 from tuneship.serve.catalog import Catalog, Entry
 from tuneship.serve.launch import configure
 from tuneship.serve.preflight.base import linear
+from tuneship.serve.supervisor import Patience
 
 H100 = Hardware((Gpu("NVIDIA H100", 80 << 30, (9, 0)),), "580", "a processor", 16, 128 << 30)
 
@@ -53,12 +55,14 @@ def test_what_does_not(sizes: tuple[int, ...], layer: str):
         packed.require(decoder(*sizes))
 
 
-def test_over_several_gpus_each_part_has_to_fit():
-    packed.require(decoder(896, 128, 4864), tensor_parallel="2")
-    with pytest.raises(PreflightError, match="qkv_proj is 164 x 896 on each of 7 GPUs"):
-        packed.require(decoder(896, 128, 4864), tensor_parallel="7")
-    with pytest.raises(PreflightError, match="down_proj is 896 x 608 on each of 8 GPUs"):
-        packed.require({"model.layers.0.mlp.down_proj": (896, 4864)}, tensor_parallel="8")
+def test_what_a_checkpoint_keeps_in_one_is_one():
+    fused = {"model.layers.0.self_attn.qkv_proj": (960, 576), "model.layers.0.mlp.gate_up_proj": (3072, 768)}
+    with pytest.raises(PreflightError, match="qkv_proj is 960 x 576"):
+        packed.require(fused)
+
+
+def test_experts_are_left_to_their_own_kernels():
+    packed.require({"model.layers.0.mlp.experts.3.down_proj": (2048, 96)})
 
 
 def write_packed(folder: Path, sizes: dict[str, tuple[int, ...]]) -> Path:
@@ -83,8 +87,20 @@ def test_a_server_of_it_is_not_started(tmp_path: Path):
     with pytest.raises(PreflightError, match="qkv_proj is 960 x 576") as caught:
         configure(Serve(), catalog, H100, 1)
     assert "serve the original" in caught.value.hint
+    over_two = Serve(extra_args=("--tp", "2"))
+    assert configure(over_two, catalog, H100, 1).quantization == "none", "how it is cut is SGLang's own matter"
     write_packed(path, decoder(1536, 256, 8960))
     assert configure(Serve(), catalog, H100, 1).quantization == "none"
+
+
+@pytest.mark.parametrize(("sizes", "start_s"), [(decoder(1536, 256, 8960), packed.START_S), ({}, Patience().start_s)])
+def test_only_what_has_to_compile_may_start_slowly(tmp_path: Path, capsys, sizes: dict, start_s: float):
+    """FP8 and INT8 checkpoints are compressed-tensors' too, and nothing is compiled for minutes."""
+    path = write_packed(tmp_path / "packed", sizes)
+    catalog = Catalog("base", (Entry("b", "b@1", None, path, "", "b"),), packed.METHOD)
+    with assembled(catalog, Serve(), H100, tmp_path / "log", None) as parts:
+        assert parts.supervisor._patience.start_s == start_s
+    assert ("which takes minutes" in capsys.readouterr().err) is bool(sizes)
 
 
 def test_what_is_read_is_what_was_packed(tmp_path: Path):
@@ -93,6 +109,11 @@ def test_what_is_read_is_what_was_packed(tmp_path: Path):
     assert packed.matrices(path) == linear(path) == sizes
 
 
-def test_a_shape_that_is_none(tmp_path: Path):
+@pytest.mark.parametrize("entry", [("I64", 24), ("F16", 4), ("I32", 4)], ids=str)
+def test_a_shape_that_is_none(tmp_path: Path, entry: tuple[str, int]):
+    dtype, size = entry
+    width = {"I64": 8, "F16": 2, "I32": 4}[dtype]
+    raw = {"a.weight_shape": {"dtype": dtype, "shape": [size // width], "data": bytes(size)}}
+    write_raw(raw, tmp_path / "model.safetensors")
     with pytest.raises(ArtifactError, match="no pair of integers"):
-        packed.matrices(write_packed(tmp_path, {"a": (1, 2, 3)}))
+        packed.matrices(tmp_path)

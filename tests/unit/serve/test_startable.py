@@ -64,7 +64,18 @@ def test_each_argument_that_would_undo_a_promise(refused: str, arguments: dict[s
 
 
 @pytest.mark.parametrize(
-    "word", ["--hos", "--hos=0.0.0.0", "--admin-api", "--log-req", "--lora-pa", "--served", "--conf"]
+    "word",
+    [
+        "--enable-lora-overlap-loading",
+        "--enable-lora-ov",
+        "--hos",
+        "--hos=0.0.0.0",
+        "--admin-api",
+        "--log-req",
+        "--lora-pa",
+        "--served",
+        "--conf",
+    ],
 )
 def test_a_beginning_is_taken_for_the_whole_as_sglang_does(word: str):
     with pytest.raises(PreflightError, match="SGLang is not given"):

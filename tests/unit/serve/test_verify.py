@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.serve.worlds import PROMPT, FakeServer, World, judged, make_world
 from tuneship.core.errors import ArtifactError, ParityError
 from tuneship.core.parity import Deferred, read_reference, write_reference
-from tuneship.serve.verify import Fault, Memory, Outcome, Verdict, read_deferred, read_evidence, verify, verify_merged
+from tuneship.serve.verify import Fault, Outcome, Verdict, read_deferred, read_evidence, verify, verify_merged
 from tuneship.serve.verify.scorer import ServerFault, batches, prompt_ids
 
 
@@ -62,41 +62,6 @@ async def test_another_adapter_of_that_server_is_called_by_name_and_asked_only_t
     server.asked.clear()
     assert (await verify(server, "good", world.reference, others={"sql": "other"})).passed
     assert server.asked == [None, "good"]
-
-
-async def test_the_base_is_asked_once_of_an_engine_about_the_same_rows():
-    world, running = make_world(), ["first"]
-    server, memory = FakeServer(world), Memory(lambda: running[0])
-    for asked in ([None, "good"], ["good"], ["good"]):
-        assert (await verify(server, "good", world.reference, memory=memory)).passed
-        assert server.asked == asked
-        server.asked.clear()
-    assert (await verify(server, "good", world.reference[1:], memory=memory)).passed
-    assert server.asked == [None, "good"], "other rows"
-    server.asked.clear()
-    running[0] = "second"
-    await verify(server, "good", world.reference, memory=memory)
-    assert server.asked == [None, "good"], "another engine"
-
-
-@pytest.mark.parametrize("selector", ["base", "half", "other"])
-async def test_nobody_is_refused_for_what_the_base_said_before(selector):
-    world = make_world()
-    server, memory = FakeServer(world), Memory()
-    assert (await verify(server, "good", world.reference, memory=memory)).passed
-    server.asked.clear()
-    verdict = await verify(server, selector, world.reference, memory=memory)
-    assert verdict == await judged(world, selector)
-    assert server.asked == [selector, None, selector]
-
-
-async def test_a_server_that_became_noisier_is_no_fault_of_an_adapter():
-    quiet, busy = make_world(noise=0.001), make_world(noise=0.05)
-    memory = Memory()
-    assert (await verify(FakeServer(quiet), "good", quiet.reference, memory=memory)).passed
-    server = FakeServer(busy)
-    assert (await verify(server, "good", quiet.reference, memory=memory)).passed
-    assert server.asked == ["good", None, "good"]
 
 
 async def test_the_right_adapter_under_another_name_is_not_what_answers_at_half_its_strength():

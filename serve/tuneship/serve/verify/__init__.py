@@ -9,10 +9,10 @@ A `Scorer` is the server: `engine.EngineScorer` behind the door, `door.DoorScore
 constant but twice the noise floor of the same server on the same rows (docs/decisions/0011-*).
 """
 
-from tuneship.serve.verify.memory import Memory
 from tuneship.serve.verify.procedure import verify, verify_merged
 from tuneship.serve.verify.rows import read_deferred, read_evidence
 from tuneship.serve.verify.scorer import Scorer
+from tuneship.serve.verify.unknown import Memory
 from tuneship.serve.verify.verdict import Fault, Outcome, Verdict
 
 __all__ = [

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 from tuneship.core.parity import Deferred, ReferenceRow
 from tuneship.serve.verify import deferred, judge, rendering, unknown, words
 from tuneship.serve.verify.judge import OTHER_BITS, SAME_BITS, Figures, Finding, Measured
-from tuneship.serve.verify.memory import Memory
 from tuneship.serve.verify.rendering import Rendering
 from tuneship.serve.verify.rows import Answers
 from tuneship.serve.verify.scorer import Scorer
-from tuneship.serve.verify.statistics import Rows, finite
+from tuneship.serve.verify.statistics import finite
+from tuneship.serve.verify.unknown import Memory
 from tuneship.serve.verify.verdict import Fault, Outcome, Verdict
 from tuneship.serve.verify.words import Said
 
@@ -41,8 +40,7 @@ async def verify(
         same_bits: the base is known to be served in the quantization of training, so that less may lie between both.
         own_base: the base is known, by its weights' hash, to be the checkpoint of training, in whatever bits. Then what
             lies between both is quantization, however much it is.
-        memory: what earlier verifications found out about this server's base. What passes by it has passed, and nothing
-            else is said before the base was asked again.
+        memory: what earlier verifications of adapters from elsewhere found out about this server's base.
 
     Raises:
         TuneshipError: the server does not answer, or refuses to score.
@@ -50,44 +48,11 @@ async def verify(
     """
     if not reference:
         return await unknown.verify(scorer, selector, memory)
-    answers, memory = Answers.of(reference), memory or Memory()
-    said: Rows | None = memory.known(answers.asked)
-
-    async def base() -> Rows:
-        if said:
-            return said
-        return await memory.ask(answers.asked, lambda: answers.score(scorer, None))
-
-    async def known() -> dict[str, Rows]:
-        return {name: await answers.score(scorer, other) for name, other in (others or {}).items()}
-
-    figures, rendered = await asyncio.gather(
-        _figures(answers, base(), answers.score(scorer, selector)), rendering.compare(scorer, reference)
+    answers = Answers.of(reference)
+    served_base, served, rendered = await asyncio.gather(
+        answers.score(scorer, None), answers.score(scorer, selector), rendering.compare(scorer, reference)
     )
-    held = partial(_held, answers, rendered=rendered, known=known, same_bits=same_bits, own_base=own_base)
-    verdict = await held(figures)
-    if said and not verdict.passed:
-        said = None
-        verdict = await held(await _figures(answers, base(), answers.score(scorer, selector)))
-    return verdict
-
-
-async def _figures(answers: Answers, base: Awaitable[Rows], trained: Awaitable[Rows]) -> Figures:
-    """What was stored, and what is said at one moment."""
-    served_base, served = await asyncio.gather(base, trained)
-    return Figures(answers.base, answers.trained, served_base, served)
-
-
-async def _held(
-    answers: Answers,
-    figures: Figures,
-    *,
-    rendered: Rendering,
-    known: Callable[[], Awaitable[Mapping[str, Rows]]],
-    same_bits: bool,
-    own_base: bool,
-) -> Verdict:
-    """The verdict on an adapter; `known` asks what the server's other adapters say."""
+    figures = Figures(answers.base, answers.trained, served_base, served)
     measured = judge.measure_adapter(figures)
     finding = Finding(Fault.NONE)
     far = judge.is_other_base(figures, SAME_BITS if same_bits else OTHER_BITS)
@@ -98,8 +63,9 @@ async def _held(
     elif quantized and judge.is_missing(figures):
         finding = Finding(Fault.BASE)
     elif measured.wrong:
-        finding = judge.diagnose(figures, measured, await known())
-        hidden = quantized and finite(figures.served) and not finding.who and finding.fault is not Fault.BASE
+        known = {name: await answers.score(scorer, other) for name, other in (others or {}).items()}
+        finding = judge.diagnose(figures, measured, known)
+        hidden = quantized and finite(served) and not finding.who and finding.fault is not Fault.BASE
         finding = Finding(Fault.NONE) if hidden else finding
     return _verdict(answers, measured, finding, rendered, hidden=hidden, merged=False, same_bits=same_bits)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -81,11 +81,6 @@ class Answers(NamedTuple):
             [_masked(row.base, mask) for row, mask in zip(reference, masks, strict=True)],
             [_masked(figures, mask) for figures, mask in zip(target, masks, strict=True)],
         )
-
-    @property
-    def asked(self) -> tuple[Hashable, ...]:
-        """What is asked about, whatever was stored of it."""
-        return tuple(map(tuple, self.ids)), tuple(map(tuple, self.masks))
 
     @property
     def tokens(self) -> int:

@@ -1,16 +1,16 @@
 """An adapter from elsewhere: nobody stored what it says. That it is applied at all can still be seen.
 
-What the base says to the same questions is asked once of an engine (`memory.py`), and once more beside each adapter,
-for a busy server is noisier than an idle one; an adapter that does not stand out clearly is held against figures of its
-own time.
+What the base says to the same questions does not depend on the adapter: `Memory` keeps it for as long as an engine
+lives. The base is asked once more beside each adapter, for a busy server is noisier than an idle one; and an adapter
+that does not stand out clearly is held against figures of its own time.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
-from tuneship.serve.verify.memory import Memory
 from tuneship.serve.verify.rows import Answers
 from tuneship.serve.verify.scorer import Scorer
 from tuneship.serve.verify.statistics import Rows, Spread, distances, finite, spread, upper_bound
@@ -36,29 +36,39 @@ class Baseline(NamedTuple):
     noise: Spread
 
 
+class Memory:
+    """The baseline of the engine that `engine` is at the moment; another one is asked anew."""
+
+    def __init__(self, engine: Callable[[], object] = lambda: None) -> None:
+        self._engine = engine
+        self._known: tuple[object, Baseline] | None = None
+
+    async def baseline(self, scorer: Scorer) -> Baseline:
+        """What is known of it, or is found out now."""
+        engine = self._engine()
+        if self._known and self._known[0] is engine:
+            return self._known[1]
+        found = await _baseline(scorer)
+        if self._engine() is engine:
+            self._known = (engine, found)
+        return found
+
+
 async def verify(scorer: Scorer, selector: str | None, memory: Memory | None = None) -> Verdict:
     """Score some conversations under the base and under the adapter, which must make a difference.
 
     It is proven broken when it makes none beyond the server's own noise, and nothing is proven when it makes one.
     """
-    asked, said, noise = await baseline(scorer, memory or Memory())
+    asked, said, noise = await (memory or Memory()).baseline(scorer)
     again, served = await asyncio.gather(asked.score(scorer, None), asked.score(scorer, selector))
     noise = noise.at_least(upper_bound(distances(again, said)))
     if spread(distances(served, said)).within(noise.times(_CLEARLY)):
-        _, said, now = await _measure(scorer, asked)
-        noise = noise.at_least(now)
+        _, said, noise = await _measure(scorer, asked)
+        noise = noise.at_least(upper_bound(distances(again, said)))
     change = spread(distances(served, said))
     return _verdict(served, noise, change)._replace(
         noise_floor=noise, deviation=change, rows=len(asked.ids), tokens=asked.tokens
     )
-
-
-async def baseline(scorer: Scorer, memory: Memory) -> Baseline:
-    """What is known of the base, or is found out now."""
-    known: Baseline | None = memory.known(_QUESTIONS)
-    if known:
-        return known
-    return await memory.ask(_QUESTIONS, lambda: _baseline(scorer))
 
 
 async def _baseline(scorer: Scorer) -> Baseline:
