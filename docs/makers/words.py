@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 
 _TRANSPARENT = {
-    *("str", "repr", "sorted", "gib", "_short", "_some", "tail", "escape", "map", "list", "abs", "float"),
-    *("quoted", "on_one_line"),
+    *("abs", "escape", "float", "gib", "list", "map", "on_one_line", "quoted", "repr", "sorted", "str", "tail"),
+    *("_short", "_some"),
 }
 """Calls that say the same as what they are given."""
 
