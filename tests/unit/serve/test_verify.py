@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from tests.unit.serve.worlds import PROMPT, FakeServer, World, judged, make_world
 from tuneship.core.errors import ArtifactError, ParityError
 from tuneship.core.parity import Deferred, read_reference, write_reference
-from tuneship.serve.verify import Fault, Outcome, Verdict, read_deferred, read_evidence, verify, verify_merged
+from tuneship.serve.verify import Budget, Fault, Outcome, Verdict, read_deferred, read_evidence, verify, verify_merged
 from tuneship.serve.verify.scorer import ServerFault, batches, prompt_ids
+
+SERVED = ("good", "base", "half", "double", "other")
 
 
 @pytest.mark.parametrize("noise", [0.0, 1e-5, 0.02, 0.05])
@@ -260,11 +262,32 @@ def test_rows_are_chosen_evenly_within_their_budget(tmp_path):
     assert len(first) == 16
     assert (first[0], first[-1]) == (0, 37)
     assert first == [row.input_ids[0] for row in read_evidence(tmp_path)]
-    assert len(read_evidence(tmp_path, rows=100, tokens=10**6)) == 40, "the row without an answer is left out"
-    few = read_evidence(tmp_path, rows=100, tokens=200)
+    everything = Budget(100, 10**6, 10**6)
+    assert len(read_evidence(tmp_path, everything)) == 40, "the row without an answer is left out"
+    few = read_evidence(tmp_path, everything._replace(tokens=200))
     assert 1 < len(few) < 10
     assert sum(len(row.input_ids) for row in few) <= 200
-    assert len(read_evidence(tmp_path, tokens=1)) == 1, "one row is asked about, however long"
+    assert few[-1].input_ids[0] > 20, "they are spread over all of it, not over its beginning"
+    assert len(read_evidence(tmp_path, everything._replace(tokens=1))) == 1, "one row is asked about, however long"
+
+
+@pytest.mark.parametrize(("answer", "count"), [(7, 16), (30, 16), (90, 10), (200, 8), (600, 6)])
+def test_of_long_answers_fewer_rows_are_asked_about(tmp_path, answer: int, count: int):
+    """900 answer tokens in 8 rows at least; 4,096 tokens are the end of it."""
+    write_reference(tmp_path, make_world(rows=40, answer=answer).reference)
+    found = read_evidence(tmp_path)
+    assert abs(len(found) - count) <= 2
+    assert 5 <= len(found) <= 16
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.05])
+async def test_eight_long_rows_tell_what_sixteen_do(noise: float):
+    for seed in range(5):
+        found = [
+            [(await judged(make_world(seed, rows=rows, answer=125, noise=noise), who)).fault for who in SERVED]
+            for rows in (16, 8)
+        ]
+        assert found[0] == found[1] == [Fault.NONE, Fault.BASE, Fault.SCALE, Fault.SCALE, Fault.OTHER_ADAPTER]
 
 
 @pytest.mark.parametrize("key", ["loss_mask", "base", "trained", "merged"])

@@ -10,12 +10,13 @@ constant but twice the noise floor of the same server on the same rows (docs/dec
 """
 
 from tuneship.serve.verify.procedure import verify, verify_merged
-from tuneship.serve.verify.rows import read_deferred, read_evidence
+from tuneship.serve.verify.rows import Budget, read_deferred, read_evidence
 from tuneship.serve.verify.scorer import Scorer
 from tuneship.serve.verify.unknown import Memory
 from tuneship.serve.verify.verdict import Fault, Outcome, Verdict
 
 __all__ = [
+    "Budget",
     "Fault",
     "Memory",
     "Outcome",

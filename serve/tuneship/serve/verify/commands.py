@@ -92,7 +92,7 @@ async def _ask(
         if record and not opened:
             raise ArtifactError(f"{path} has no {artifacts.MANIFEST}: there is no evidence to add to")
         evidence = path / artifacts.EVIDENCE
-        reference = face.read_evidence(evidence, rows, sys.maxsize)
+        reference = face.read_evidence(evidence, face.Budget(rows, sys.maxsize, sys.maxsize))
         if model:
             asked.known(model, scorer, served)
         else:

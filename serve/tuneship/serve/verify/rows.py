@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -13,16 +14,26 @@ from tuneship.core.parity import SCHEMA as PARITY_SCHEMA
 from tuneship.serve.verify.scorer import Scorer
 from tuneship.serve.verify.statistics import Rows
 
-ROWS = 16
-TOKENS = 4096
-"""What is asked about when an adapter is loaded: prompts and answers together."""
+
+class Budget(NamedTuple):
+    """At most so many rows, of so many tokens, prompts and answers together.
+
+    Where answers are long, fewer: as many as have `answers` answer tokens by their mean length, and half of `rows` at
+    least.
+    """
+
+    rows: int = 16
+    tokens: int = 4096
+    answers: int = 900
 
 
-def read_evidence(folder: Path, rows: int = ROWS, tokens: int = TOKENS) -> list[ReferenceRow]:
-    """At most `rows` rows of the reference in `folder`, evenly spread over it, of `tokens` tokens in all.
+AT_A_LOAD = Budget()
 
-    The same ones each time. Rows without an answer are left out; the first one is taken however long it is. Empty when
-    there is no reference.
+
+def read_evidence(folder: Path, budget: Budget = AT_A_LOAD) -> list[ReferenceRow]:
+    """Rows of the reference in `folder`, evenly spread over it, within `budget`; the same ones each time.
+
+    Rows without an answer are left out; one is taken however long it is. Empty when there is no reference.
 
     Raises:
         ArtifactError: the reference cannot be read, or has a row whose lists are not about the same tokens.
@@ -31,13 +42,25 @@ def read_evidence(folder: Path, rows: int = ROWS, tokens: int = TOKENS) -> list[
     if not (folder / REFERENCE_FILE).is_file():
         return []
     usable = [_checked(row, folder) for row in read_reference(folder) if any(row.loss_mask[1:])]
-    count = min(rows, len(usable))
+    count = _count(usable, budget)
     chosen: list[ReferenceRow] = []
+    left = budget.tokens
     for row in (usable[index * len(usable) // count] for index in range(count)):
-        tokens -= len(row.input_ids)
-        if tokens >= 0 or not chosen:
+        left -= len(row.input_ids)
+        if left >= 0 or not chosen:
             chosen.append(row)
     return chosen
+
+
+def _count(usable: Sequence[ReferenceRow], budget: Budget) -> int:
+    """How many rows the budget is for, by their mean length."""
+    most = min(budget.rows, len(usable))
+    if not most:
+        return 0
+    answer = sum(sum(row.loss_mask[1:]) for row in usable) / len(usable)
+    length = sum(len(row.input_ids) for row in usable) / len(usable)
+    enough = max(math.ceil(budget.answers / answer), budget.rows // 2)
+    return max(1, min(most, enough, int(budget.tokens / length)))
 
 
 def read_deferred(folder: Path) -> Deferred | None:
