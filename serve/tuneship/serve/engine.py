@@ -11,6 +11,7 @@ import http.client
 import importlib.util
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -29,6 +30,8 @@ from tuneship.serve.launch import LOOPBACK, EngineConfig, environment, flags
 
 STOP_GRACE_S = 10.0
 _POLL_S = 0.1
+_PORTS, _TRIES = range(20_000, 30_000), 50
+"""Below those that Linux gives to outgoing connections (from 32,768 on)."""
 _COUNTERS = "counters"
 """What its processes count while they run (prometheus_client's multiprocess mode)."""
 _LOADS = "/dev/shm/sglang_loads_"  # noqa: S108 - its name, not ours
@@ -138,7 +141,15 @@ def start(config: EngineConfig, log: Path) -> Engine:
 
 
 def free_port() -> int:
-    """A port on loopback that is free now."""
+    """A port on loopback that is free now, and likely to be when an engine has started.
+
+    SGLang binds it half a minute later, or minutes. From the range that the system gives to outgoing connections it may
+    be gone by then.
+    """
+    for port in random.sample(_PORTS, _TRIES):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((LOOPBACK, port))
+            return port
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

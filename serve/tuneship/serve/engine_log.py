@@ -14,10 +14,12 @@ from pathlib import Path
 
 from tuneship.core.process import tail
 
+PORT_TAKEN = "address already in use"
 _LOOK_BACK_LINES = 400
 _WORKER_FAILED = "hit an exception"
 _EXCEPTION = re.compile(r"^(?:\[[^\]]*\] ?)?(?:\w+\.)*(\w*(?:Error|Exception|Exit): .+)$")
 _USAGE = re.compile(r"^[\w. ]+: error: (.+)$")
+_BIND = re.compile(rf"ERROR: +\[Errno \d+\] (.*{PORT_TAKEN})$")
 _KILLED = re.compile(r"(Subprocess \S+) \(pid=\d+\) (crashed with exit code -?\d+)")
 _AT_WORK = re.compile(r"\] (?:Prefill|Decode) batch, |\" 200 OK$")
 _MAX_LENGTH = 300
@@ -40,6 +42,6 @@ def reason(log: Path, *, main_was_killed: bool = False) -> str:
 
 def _exceptions(lines: Iterable[str]) -> Iterator[str]:
     for line in lines:
-        match = _USAGE.match(line) or _EXCEPTION.match(line)
+        match = _USAGE.match(line) or _EXCEPTION.match(line) or _BIND.search(line)
         if match:
             yield match[1]

@@ -26,6 +26,7 @@ from typing import NamedTuple, NoReturn
 from tuneship.core.errors import EngineError
 from tuneship.core.progress import say
 from tuneship.serve import engine as engines
+from tuneship.serve import engine_log
 from tuneship.serve.engine import Engine
 from tuneship.serve.launch import EngineConfig
 from tuneship.serve.upstream import Upstream
@@ -96,12 +97,22 @@ class Supervisor:
         return time.monotonic() - self._started_at if self.phase is Phase.READY else 0.0
 
     async def start(self) -> None:
-        """Return once it has generated a token of every model.
+        """Return once it has generated a token of every model; another port is tried if somebody took the first.
 
         Raises:
             EngineError: it did not start. What is left of it is ended.
 
         """
+        for more in (True, True, False):
+            try:
+                return await self._start()
+            except EngineError as error:
+                if not (more and engine_log.PORT_TAKEN in error.message):
+                    raise
+                say("warning: somebody took the engine's port while it started: starting it again on another one")
+        raise AssertionError
+
+    async def _start(self) -> None:
         config = self._configure()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         if self._log.exists():  # why the last one ended is worth more than disk

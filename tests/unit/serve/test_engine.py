@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,12 @@ import pytest
 
 from tuneship.core.errors import EngineError
 from tuneship.core.process import descendants, kill_all, spawn
+from tuneship.serve import engine as engines
 from tuneship.serve import engine_log
 from tuneship.serve.engine import Engine, free_port
-from tuneship.serve.launch import EngineConfig
+from tuneship.serve.launch import LOOPBACK, EngineConfig
+
+TAKEN = "error while attempting to bind on address ('127.0.0.1', 39865): address already in use"
 
 
 def child(program: str, log: Path) -> Engine:
@@ -24,6 +28,16 @@ def child(program: str, log: Path) -> Engine:
     with log.open("wb") as output:
         process = spawn([sys.executable, "-c", program, str(port)], stdout=output)
     return Engine(process, EngineConfig(Path("/m"), "m", port, "float32", cpu=True), log)
+
+
+def test_a_port_is_none_that_somebody_has_or_that_connections_get(monkeypatch):
+    assert {free_port() // 10_000 for _ in range(20)} == {2}
+    with socket.socket() as taken:
+        port = free_port()
+        taken.bind((LOOPBACK, port))
+        monkeypatch.setattr(engines, "_PORTS", range(port, port + 1))
+        monkeypatch.setattr(engines, "_TRIES", 1)
+        assert free_port() != port
 
 
 def test_an_early_exit_is_noticed_at_once(tmp_path: Path):
@@ -146,6 +160,10 @@ LOGS = {
     "a request's own failure, and work after it": (SILLY + "[2026-11-22 06:12] Decode batch, #token: 23\n" + FELL, ""),
     "and an answer after it": (SILLY + ANSWERED + FELL, ""),
     "what it died of while it worked": (ANSWERED + SILLY + FELL, "ValueError: this request was silly"),
+    "a port that somebody took": (
+        f"[2026-11-22 06:12] INFO:     Waiting\n[2026-11-22 06:12] ERROR:    [Errno 98] {TAKEN}\n",
+        TAKEN,
+    ),
     "nothing": ("loading\nloading\n", ""),
 }
 

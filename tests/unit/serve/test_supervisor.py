@@ -139,6 +139,34 @@ async def test_it_is_started_again(supervisor, upstream, starts, capsys, path, w
     assert (supervisor.engine.log.with_name("log.before")).exists()
 
 
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_a_port_that_somebody_took_meanwhile_is_not_the_end(
+    supervisor, upstream, monkeypatch, capsys, times: int
+):
+    """SGLang chooses nothing: it binds the port half a minute after it was free, and ends with exit code 3."""
+    said = "ERROR:    [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): address already in use"
+    begin, ports = engines.start, list[int]()
+
+    def start(config: EngineConfig, log: Path) -> Engine:
+        ports.append(config.port)
+        if len(ports) > times:
+            return begin(config, log)
+        with log.open("wb") as output:
+            process = spawn([sys.executable, "-c", f"print({said!r}); raise SystemExit(3)"], stdout=output)
+        return Engine(process, config, log)
+
+    monkeypatch.setattr(engines, "start", start)
+    if times == 3:
+        with pytest.raises(EngineError, match=r"did not start: error while .*: address already in use$"):
+            await supervisor.start()
+        return
+    await supervisor.start()
+    assert (await upstream.ask("/generate", CALL)).status_code == 200
+    assert len(set(ports)) == times + 1
+    assert capsys.readouterr().err.count("on another one") == times
+    assert supervisor.restarts == 0
+
+
 async def test_who_is_slow_does_not_hang(supervisor, upstream):
     """Nothing comes for three times as long as is allowed, but the engine says that it works."""
     await supervisor.start()
