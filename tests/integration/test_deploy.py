@@ -19,6 +19,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tuneship.core.endpoint import VERSION_HEADER
+
 pytestmark = pytest.mark.integration
 
 CHAT = "/v1/chat/completions"
@@ -91,16 +93,20 @@ def states(alias: str) -> dict[str, tuple[str, str]]:
 
 
 async def heard(url: str, model: str, markers: dict[str, str], count: int = 1) -> Counter[str]:
-    """{marker: how often} in `count` answers of `model`; "" is an answer without any."""
+    """{marker: how often} in `count` answers of `model`; "" is an answer without any. No version has two of them."""
     body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 10, "temperature": 0}
     found: Counter[str] = Counter()
+    voices: dict[str, str] = {}
     async with aiohttp.ClientSession(url) as session:
         for _ in range(count):
             async with session.post(CHAT, json=body) as response:
                 answer = await response.json()
                 assert response.status == 200, answer
             text = answer["choices"][0]["message"]["content"] or ""
-            found[next((marker for marker in markers.values() if text.startswith(marker)), "")] += 1
+            said = next((marker for marker in markers.values() if text.startswith(marker)), "")
+            found[said] += 1
+            assert voices.setdefault(response.headers[VERSION_HEADER], said) == said
+    assert len(set(voices.values())) == len(voices), f"two versions say the same: {voices}"
     return found
 
 
@@ -267,7 +273,7 @@ async def test_an_engine_that_fails_comes_back_with_its_adapters(server, url, ma
     assert verb("list") == before
     for name in ("beta", "gamma"):
         assert await heard(url, name, voices) == {markers[name]: 1}
-    assert set(await heard(url, "alpha", voices, 20)) == {"<alpha>", "<alpha2>"}
+    assert set(await heard(url, "alpha", voices, 40)) == {"<alpha>", "<alpha2>"}
     assert "starting it again" in server.said
 
 

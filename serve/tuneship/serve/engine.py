@@ -30,7 +30,7 @@ from tuneship.serve.launch import LOOPBACK, EngineConfig, environment, flags
 
 STOP_GRACE_S = 10.0
 _POLL_S = 0.1
-_PORTS, _TRIES = range(20_000, 30_000), 50
+_PORTS, _TRIES = range(10_000, 20_000), 50
 """Below those that Linux gives to outgoing connections (from 32,768 on)."""
 _COUNTERS = "counters"
 """What its processes count while they run (prometheus_client's multiprocess mode)."""
