@@ -146,7 +146,7 @@ def free_port() -> int:
     SGLang binds it half a minute later, or minutes. From the range that the system gives to outgoing connections it may
     be gone by then.
     """
-    for port in random.sample(_PORTS, _TRIES):
+    for port in random.SystemRandom().sample(_PORTS, _TRIES):  # whoever seeds the other one would get the same
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((LOOPBACK, port))
             return port
