@@ -14,7 +14,7 @@ from tuneship.core.hardware import Hardware
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
 from tuneship.serve import engine as engines
-from tuneship.serve import judging, kept_evidence, packed, scratch
+from tuneship.serve import judging, kept_evidence, packed, quantized, scratch
 from tuneship.serve import state as states
 from tuneship.serve.books import Books, Engine
 from tuneship.serve.catalog import Catalog
@@ -95,17 +95,14 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
 
     Raises:
         RegistryError: `state` is another server's, of another base, or of a newer tuneship.
-        PreflightError: it holds versions that cannot be served with these limits.
+        PreflightError: it holds versions that cannot be served with these limits; or SGLang has no kernels for the
+            base's packed weights.
 
     """
-    upstream = Upstream()
+    upstream, patience = Upstream(), _patience(catalog, serve, machine)
 
     def supervised(versions: Callable[[], list[Version]]) -> Supervisor:
         config = partial(_configuration, catalog, serve, machine, versions)
-        patience = Patience(hang_s=serve.hang_timeout_s, restarts=serve.restarts)
-        if catalog.weights == packed.METHOD and packed.matrices(catalog.model_path):
-            say("SGLang compiles its kernels for packed weights when it first starts on a machine, which takes minutes")
-            patience = patience._replace(start_s=packed.START_S)
         return Supervisor(config, log, upstream, patience)
 
     if catalog.mode != "adapters":
@@ -152,6 +149,19 @@ def assembled(catalog: Catalog, serve: Serve, machine: Hardware, log: Path, stat
             )
         finally:
             checker.stop()
+
+
+def _patience(catalog: Catalog, serve: Serve, machine: Hardware) -> Patience:
+    """How long the engine may take. Weights are looked at here, once, and not at each of its starts."""
+    patience = Patience(hang_s=serve.hang_timeout_s, restarts=serve.restarts)
+    asked = machine.gpus and catalog.weights == packed.METHOD  # without a GPU nothing of it is served
+    matrices = packed.matrices(catalog.model_path) if asked else {}
+    if not matrices:
+        return patience
+    if quantized.tensor_parallel(serve.extra_args) == "1":
+        packed.require(matrices)
+    say("SGLang compiles its kernels for packed weights when it first starts on a machine, which takes minutes")
+    return patience._replace(start_s=packed.START_S)
 
 
 def _configuration(

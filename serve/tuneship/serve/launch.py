@@ -18,7 +18,7 @@ from tuneship.core import checkpoint
 from tuneship.core.cache import cache_dir
 from tuneship.core.hardware import Hardware
 from tuneship.core.recipe import Serve
-from tuneship.serve import packed, quantized, tools
+from tuneship.serve import quantized, tools
 from tuneship.serve.catalog import Catalog
 from tuneship.serve.preflight import PROJECTIONS
 from tuneship.serve.sglang_plugin.platform import ENGINE_VARIABLE
@@ -81,9 +81,6 @@ def configure(
         PreflightError: SGLang cannot serve a base of this quantization so.
 
     """
-    method = quantized.method(serve, catalog.weights, hardware)
-    if catalog.weights == packed.METHOD and quantized.tensor_parallel(serve.extra_args) == "1":
-        packed.require(packed.matrices(catalog.model_path))
     return EngineConfig(
         model_path=catalog.model_path,
         served_name=catalog.base.name,
@@ -92,7 +89,7 @@ def configure(
         cpu=not hardware.gpus,
         context_length=serve.context_length,
         memory_fraction=None if serve.memory_fraction == "auto" else serve.memory_fraction,
-        quantization=method,
+        quantization=quantized.method(serve, catalog.weights, hardware),
         lora=LoraLimits(serve.max_loras, serve.max_rank) if catalog.mode == "adapters" else None,
         adapters=tuple(adapters),
         tool_parser=tools.parser(checkpoint.chat_template(catalog.model_path)),

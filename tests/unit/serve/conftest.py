@@ -16,6 +16,7 @@ from aiohttp import web
 from safetensors.numpy import save_file
 
 from tests.unit.serve.listening import answering
+from tests.unit.serve.shapes import layer_matrices
 from tuneship.core import artifact, checkpoint
 from tuneship.core.artifact import Artifact, LoraRecord, Manifest, QuantizationRecord, TemplateRecord
 from tuneship.core.errors import PreflightError, TuneshipError
@@ -35,15 +36,7 @@ from tuneship.serve.supervisor import Patience, Phase, Supervisor
 from tuneship.serve.upstream import Upstream
 
 HIDDEN, KEYS, INNER, LAYERS, VOCABULARY = 8, 4, 12, 2, 16
-SHAPES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KEYS, HIDDEN),
-    "self_attn.v_proj": (KEYS, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
+SHAPES = layer_matrices(HIDDEN, KEYS, INNER)
 """Of one decoder layer: {module: (out, in)}."""
 
 MakeAdapter = Callable[..., Path]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.unit.serve.raw_tensors import write_raw
+from tests.unit.serve.shapes import layer_matrices
 from tuneship.core.errors import PlanError, PreflightError, TuneshipError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.model_source import ModelSource
@@ -34,12 +35,8 @@ def qwen(tmp_path: Path) -> ModelSource:
         "max_position_embeddings": 32768,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    layer = {
-        "self_attn.q_proj": (HEADS * HEAD, HIDDEN), "self_attn.k_proj": (KV_HEADS * HEAD, HIDDEN),
-        "self_attn.v_proj": (KV_HEADS * HEAD, HIDDEN), "self_attn.o_proj": (HIDDEN, HEADS * HEAD),
-        "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
-    }  # fmt: skip
-    shapes = {f"model.layers.{n}.{name}.weight": shape for n in range(LAYERS) for name, shape in layer.items()}
+    matrices = layer_matrices(HIDDEN, KV_HEADS * HEAD, INNER, HEADS * HEAD)
+    shapes = {f"model.layers.{n}.{name}.weight": shape for n in range(LAYERS) for name, shape in matrices.items()}
     shapes["model.embed_tokens.weight"] = (VOCAB, HIDDEN)
     header, at = {}, 0
     for name, (rows, columns) in shapes.items():

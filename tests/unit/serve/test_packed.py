@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.serve.raw_tensors import write_raw
+from tests.unit.serve.shapes import layer_matrices
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.recipe import Serve
@@ -20,19 +21,10 @@ from tuneship.serve.supervisor import Patience
 H100 = Hardware((Gpu("NVIDIA H100", 80 << 30, (9, 0)),), "580", "a processor", 16, 128 << 30)
 
 
-def decoder(hidden: int, keys: int, inner: int, heads: int = 0) -> dict[str, tuple[int, int]]:
+def decoder(*sizes: int) -> dict[str, tuple[int, int]]:
     """{module: (out, in)} of one layer, and a head that stays as it is."""
-    queries = heads or hidden
-    sizes = {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
-    return {f"model.layers.0.{name}": size for name, size in sizes.items()} | {"lm_head": (1001, hidden)}
+    matrices = {f"model.layers.0.{name}": size for name, size in layer_matrices(*sizes).items()}
+    return matrices | {"lm_head": (1001, sizes[0])}
 
 
 @pytest.mark.parametrize(
@@ -84,13 +76,27 @@ def _raw(size: tuple[int, ...]) -> bytes:
 def test_a_server_of_it_is_not_started(tmp_path: Path):
     path = write_packed(tmp_path / "packed", decoder(576, 192, 1536))
     catalog = Catalog("base", (Entry("b", "b@1", None, path, "", "b"),), packed.METHOD)
-    with pytest.raises(PreflightError, match="qkv_proj is 960 x 576") as caught:
-        configure(Serve(), catalog, H100, 1)
+    with (
+        pytest.raises(PreflightError, match="qkv_proj is 960 x 576") as caught,
+        assembled(catalog, Serve(), H100, tmp_path / "log", None),
+    ):
+        pass
     assert "serve the original" in caught.value.hint
     over_two = Serve(extra_args=("--tp", "2"))
-    assert configure(over_two, catalog, H100, 1).quantization == "none", "how it is cut is SGLang's own matter"
+    with assembled(catalog, over_two, H100, tmp_path / "log", None):
+        assert configure(over_two, catalog, H100, 1).quantization == "none", "how it is cut is SGLang's own matter"
     write_packed(path, decoder(1536, 256, 8960))
-    assert configure(Serve(), catalog, H100, 1).quantization == "none"
+    with assembled(catalog, Serve(), H100, tmp_path / "log", None):
+        assert configure(Serve(), catalog, H100, 1).quantization == "none"
+
+
+def test_without_a_gpu_nothing_is_said_of_kernels(tmp_path: Path, capsys):
+    path = write_packed(tmp_path / "packed", decoder(576, 192, 1536))
+    catalog = Catalog("base", (Entry("b", "b@1", None, path, "", "b"),), packed.METHOD)
+    cpu = H100._replace(gpus=())
+    with assembled(catalog, Serve(), cpu, tmp_path / "log", None), pytest.raises(PreflightError, match="need a GPU"):
+        configure(Serve(), catalog, cpu, 1)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("sizes", "start_s"), [(decoder(1536, 256, 8960), packed.START_S), ({}, Patience().start_s)])
