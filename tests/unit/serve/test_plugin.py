@@ -97,15 +97,37 @@ ours.load()()
 from sglang.srt.plugins.hook_registry import HookRegistry
 hooks = sorted(HookRegistry._hooks)
 
-from sglang.srt.configs.load_config import LoadConfig, LoadFormat
-from tuneship.serve.sglang_plugin.adapter_load_format import read_as_it_is
-formats = []
-for given in (LoadFormat.BITSANDBYTES, LoadFormat.AUTO):
-    base = LoadConfig(load_format=given, model_loader_extra_config={"num_threads": 3})
-    adapter = SimpleNamespace(load_config=base)
-    read_as_it_is(adapter)
-    for config in (base, adapter.load_config):
-        formats.append([config.load_format.value, config.model_loader_extra_config])
+import tempfile
+from pathlib import Path
+from safetensors.torch import save_file
+from tuneship.serve.sglang_plugin.adapter_reading import read_as_it_is
+written = {
+    "a.lora_A": torch.arange(6, dtype=torch.bfloat16).view(2, 3),
+    "b.lora_B": torch.randn(4, 2),
+    "c.none": torch.empty(0, 3),
+    "d.half": torch.randn(5).half(),
+}
+events, read = [], {}
+with tempfile.TemporaryDirectory() as folder:
+    save_file(written, f"{folder}/adapter_model.safetensors")
+    file = Path(folder, "adapter_model.safetensors")
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    header["e.odd"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(raw) - 8 - length, len(raw) - 4 - length]}
+    padded = json.dumps(header).encode()
+    padded += b" " * (-len(padded) % 8)
+    data = raw[8 + length :] + torch.tensor([0.5]).numpy().tobytes()
+    file.write_bytes(len(padded).to_bytes(8, "little") + padded + data)
+    adapter = SimpleNamespace(
+        config=SimpleNamespace(path=folder),
+        _process_weight=lambda name, tensor: read.update({name: tensor}),
+        _normalize_weights=lambda: events.append(sorted(read)),
+    )
+    read_as_it_is(None, adapter)
+    odd = read.pop("e.odd").item()
+    same = {name: [str(t.dtype), list(t.shape), bool(torch.equal(t, written[name]))] for name, t in read.items()}
+reading = {"events": events, "same": same, "odd": odd}
 
 from tuneship.serve.sglang_plugin.grammar_on_cpu import mask
 logits = torch.zeros(1, 40, dtype=torch.bfloat16)
@@ -154,7 +176,9 @@ async def unload(used):
 
 unloads = [asyncio.run(unload(used)) for used in (False, True)]
 
-print(json.dumps({"hooks": hooks, "formats": formats, "open": open_ids, "memory": memory, "unloads": unloads}))
+print(json.dumps({
+    "hooks": hooks, "reading": reading, "open": open_ids, "memory": memory, "unloads": unloads,
+}))
 """
 
 
@@ -212,14 +236,27 @@ def test_an_unload_waits_for_requests_before_it_takes_the_lock(in_ours):
 
 
 def test_upstream_still_reads_adapters_in_their_bases_format():
-    """When this fails, try NF4 with an adapter without `adapter_load_format.py`."""
+    """When this fails, try NF4 with an adapter without `adapter_reading.py`."""
     assert "DefaultModelLoader(self.load_config)" in sglang_source("lora/lora.py")
 
 
-def test_an_adapter_is_read_as_it_is_and_its_base_as_that_is(in_ours):
-    threads, read_here = {"num_threads": 3}, {"num_threads": 3, "enable_multithread_load": False}
-    packed, plain = ["bitsandbytes", threads], ["auto", threads]
-    assert in_ours["formats"] == [packed, ["auto", read_here], plain, ["auto", read_here]]
+def test_an_adapter_is_read_as_it_is(in_ours):
+    read = in_ours["reading"]
+    assert read["events"] == [["a.lora_A", "b.lora_B", "c.none", "d.half", "e.odd"]], "arranged when all are there"
+    assert read["same"] == {
+        "a.lora_A": ["torch.bfloat16", [2, 3], True],
+        "b.lora_B": ["torch.float32", [4, 2], True],
+        "c.none": ["torch.float32", [0, 3], True],
+        "d.half": ["torch.float16", [5], True],
+    }
+    assert read["odd"] == 0.5, "a tensor that begins between two of its values"
+
+
+def test_upstream_still_arranges_an_adapter_after_it_has_read_it():
+    """When this fails, let `adapter_reading.py` do what `initialize_weights` does now."""
+    reading = sglang_source("lora/lora.py").split("def initialize_weights(self):", 1)[1].split("\n    def ", 1)[0]
+    assert reading.count("self.") == len(["config.path", "load_config", "config.hf_config", "_process", "_normalize"])
+    assert "self._process_weight(name, loaded_weight)\n\n        self._normalize_weights()" in reading
 
 
 def test_what_a_load_logs_leaves_torchs_cache_alone(in_ours):

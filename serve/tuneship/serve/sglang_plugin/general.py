@@ -16,12 +16,12 @@ def activate() -> None:
     if os.environ.get(ENGINE_VARIABLE) != "1":
         return
     from tuneship.serve.sglang_plugin import (  # noqa: PLC0415 - load torch
-        adapter_load_format,
+        adapter_reading,
         adapters_in_use,
         memory_kept,
         own_template,
         tokenizer_length,
     )
 
-    for module in (adapter_load_format, adapters_in_use, memory_kept, own_template, tokenizer_length):
+    for module in (adapter_reading, adapters_in_use, memory_kept, own_template, tokenizer_length):
         module.install()
