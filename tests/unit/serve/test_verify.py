@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import math
 import random
@@ -336,3 +337,22 @@ async def test_a_row_is_asked_with_its_tools_and_one_of_plain_text_not_at_all():
     verdict = await verify(server, "good", world.reference)
     assert server.tools == [tools, *[None] * 14]
     assert verdict.prompts == 15
+
+
+async def test_few_conversations_are_rendered_at_once():
+    """They go through the process through which every client's request goes."""
+
+    class Busy(FakeServer):
+        waiting = most = 0
+
+        async def tokenize(self, messages, tools=None):
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+            await asyncio.sleep(0)
+            self.waiting -= 1
+            return await super().tokenize(messages, tools)
+
+    world = make_world()
+    server = Busy(world)
+    verdict = await verify(server, "good", world.reference)
+    assert (verdict.prompts, len(server.tools), server.most) == (16, 16, 2)

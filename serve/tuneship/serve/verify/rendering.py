@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from tuneship.core.parity import ReferenceRow
-from tuneship.serve.verify.scorer import Scorer
+from tuneship.serve.verify.scorer import Message, Scorer
+
+_AT_ONCE = 2
+"""SGLang renders in the process through which every request goes, one by one: whoever comes next waits for these."""
 
 
 class Rendering(NamedTuple):
@@ -20,7 +23,13 @@ class Rendering(NamedTuple):
 async def compare(scorer: Scorer, reference: Sequence[ReferenceRow]) -> Rendering:
     """Ask the server how it renders each conversation of `reference` that is known."""
     known = [(number, row, row.messages) for number, row in enumerate(reference) if row.messages]
-    rendered = await asyncio.gather(*(scorer.tokenize(messages[:-1], row.tools) for _, row, messages in known))
+    few = asyncio.Semaphore(_AT_ONCE)
+
+    async def ids_of(row: ReferenceRow, messages: list[Message]) -> list[int]:
+        async with few:
+            return await scorer.tokenize(messages[:-1], row.tools)
+
+    rendered = await asyncio.gather(*(ids_of(row, messages) for _, row, messages in known))
     for (number, row, _), ids in zip(known, rendered, strict=True):
         position = first_difference(row, ids)
         if position is not None:

@@ -161,11 +161,12 @@ def _bound(measured: Rows, certainty: float) -> Spread:
 
 def _error(measured: Rows, mean: float) -> float:
     """Few rows may be alike by chance: their tokens are asked too."""
-    return max(_standard_error(clusters, mean) for clusters in (measured, [[x] for x in _flat(measured)]))
+    rows = [math.fsum(row) - mean * len(row) for row in measured]
+    tokens = [figure - mean for figure in _flat(measured)]
+    return max(_standard_error(clusters, len(tokens)) for clusters in (rows, tokens))
 
 
-def _standard_error(clusters: Rows, mean: float) -> float:
-    """Of a mean over tokens, by the ratio estimator."""
-    count, tokens = len(clusters), sum(map(len, clusters))
-    squares = math.fsum((math.fsum(row) - mean * len(row)) ** 2 for row in clusters)
-    return math.sqrt(count / max(count - 1, 1) * squares) / tokens
+def _standard_error(clusters: Sequence[float], tokens: int) -> float:
+    """Of a mean over `tokens`, by the ratio estimator: each cluster's sum, less what the mean makes of it."""
+    count = len(clusters)
+    return math.sqrt(count / max(count - 1, 1) * math.fsum(each * each for each in clusters)) / tokens
