@@ -10,6 +10,7 @@ every measurement, so that what was measured before a failure is kept.
 
 - load: an adapter that the server does not have, from the admin verb to "loaded", and to its answer of one token;
   one of random weights without evidence that it never saw, or those of `--sealed` in turn, each verified by its own;
+- fresh: `load` of random weights, also where there are `--sealed` ones;
 - itl: gaps between tokens of 16 streams while adapters are loaded and unloaded, against the rest of the same run;
 - door: streams straight to the engine and through the door, in ABBA blocks (of the first server; `door_streams.py`);
 - formats: closed loops of 1, 16 and 64 streams and an open one, on the base of each server with 1, 4 and 8 adapters.
@@ -233,6 +234,10 @@ def _load(server: Server, options: Options, work: Path) -> dict[str, Any]:
     return {"loads": options.loads} | {name: _quantiles(values) for name, values in spent.items()}
 
 
+def _fresh(server: Server, options: Options, work: Path) -> dict[str, Any]:
+    return _load(server, options._replace(sealed=()), work)
+
+
 def _fresh_adapter(options: Options, work: Path) -> tuple[int, Path]:
     """A number that no other has, and where the adapter lies."""
     number = next(_numbers)
@@ -359,9 +364,10 @@ def _p(values: Sequence[float], q: float) -> float:
     return float(np.percentile(values, q))
 
 
-LOADING = ("load", "itl")
+LOADING = ("load", "fresh", "itl")
 MEASURES: dict[str, Callable[[Server, Options, Path], Any]] = {
     "load": _load,
+    "fresh": _fresh,
     "itl": _itl,
     "door": _door,
     "formats": _formats,

@@ -246,9 +246,11 @@ class Deployer:
             raise
         self._arriving.add(version.name)
         try:
-            flushed = asyncio.to_thread(self._store.flush, kept)
-            _, (remarks, verified) = await _together(flushed, self._judged(version, checked, source))
-            remarks = (*remarks, *quantized.remarks(source, self._routes.base.path))
+            flushing = asyncio.to_thread(self._store.flush, kept)
+            remarking = asyncio.to_thread(quantized.remarks, source, self._routes.base.path)
+            beside, judging = _together(flushing, remarking), self._judged(version, checked, source)
+            (_, of_bits), (remarks, verified) = await _together(beside, judging)
+            remarks = (*remarks, *of_bits)
             if self._engine.supervisor.restarts != restarts or self._engine.supervisor.phase is not Phase.READY:
                 raise EngineError(f"the engine ended while {version.name} was loaded", hint="load it again")
             now, refused = self._arrived(version, verified, remarks, weight, actor)
