@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from tuneship.core.errors import ArtifactError
 from tuneship.core.files import sha256_text, write_atomic
 
 SCHEMA = 1
 REFERENCE_FILE = "reference.jsonl"
+LONGEST_ROW = 1 << 26
+"""Letters of a line of it: a million tokens have fewer."""
 
 
 class ReferenceRow(BaseModel):
@@ -120,19 +123,25 @@ def read_reference(folder: Path) -> Iterator[ReferenceRow]:
     """The rows of `reference.jsonl` in `folder`.
 
     Raises:
-        ArtifactError: a line of it is cut short or is something else.
+        ArtifactError: a line of it is cut short, too long, or something else.
 
     """
     path = folder / REFERENCE_FILE
     with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
+        for number in count(1):
             try:
-                yield ReferenceRow.model_validate_json(line)
-            except ValidationError:
+                line = file.readline(LONGEST_ROW + 1)
+                if len(line) > LONGEST_ROW:
+                    raise ValueError
+                row = ReferenceRow.model_validate_json(line) if line else None
+            except ValueError:
                 raise ArtifactError(
                     f"{path}:{number} is not a reference row",
                     hint="restore it from a copy, or `tuneship up RECIPE --from train`",
                 ) from None
+            if row is None:
+                return
+            yield row
 
 
 def rows_sha256(folder: Path) -> str:

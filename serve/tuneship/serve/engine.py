@@ -25,6 +25,7 @@ import psutil
 
 from tuneship.core.errors import EngineError
 from tuneship.core.process import descendants, describe_exit, spawn, stop_tree
+from tuneship.core.quoting import on_one_line
 from tuneship.serve import engine_log, scratch
 from tuneship.serve.launch import LOOPBACK, EngineConfig, environment, flags
 
@@ -119,7 +120,7 @@ class Engine:
             connection.close()
         if response.status in {200, 503}:
             return response.status == 200
-        said = answer.decode(errors="replace")[:300]
+        said = on_one_line(answer.decode(errors="replace")[:300])
         raise EngineError(f"SGLang cannot serve {selector or 'the base'}: {said}", hint=f"the whole log: {self.log}")
 
 

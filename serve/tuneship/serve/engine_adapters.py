@@ -12,12 +12,14 @@ import json
 from pathlib import Path
 
 from tuneship.core.errors import EngineError, PreflightError
+from tuneship.core.quoting import on_one_line
 from tuneship.serve.joined import Prompts
 from tuneship.serve.upstream import Upstream
 
 LOAD_S = 120.0
 UNLOAD_S = 30.0
 _ANSWER_S = 120.0
+_LONGEST_MESSAGE = 300
 _QUESTION = list(range(1, 13))
 """Ids that every vocabulary has, more than one: over NF4 on an H100 one took 72 ms, and 512 took 27."""
 
@@ -77,6 +79,7 @@ def _message(said: bytes) -> str:
     try:
         answer = json.loads(said)
         found = answer.get("error_message") or answer.get("error") or answer.get("message")
-        return str(found["message"] if isinstance(found, dict) else found)[:300]
+        told = str(found["message"] if isinstance(found, dict) else found)
     except (ValueError, AttributeError, LookupError):
-        return said.decode(errors="replace")[:300]
+        told = said.decode(errors="replace")
+    return on_one_line(told[:_LONGEST_MESSAGE])

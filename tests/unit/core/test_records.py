@@ -11,7 +11,7 @@ from tuneship.core import endpoint as endpoints
 from tuneship.core import parity as parities
 from tuneship.core import report as reports
 from tuneship.core.endpoint import Endpoint, EngineInfo, ServedModel
-from tuneship.core.errors import EndpointError
+from tuneship.core.errors import ArtifactError, EndpointError
 from tuneship.core.parity import Parity, ReferenceRow
 from tuneship.core.report import Report
 
@@ -96,6 +96,18 @@ def test_reference_rows_read_back_in_order(tmp_path: Path):
     ]
     parities.write_reference(tmp_path / "evidence", rows)
     assert list(parities.read_reference(tmp_path / "evidence")) == rows
+
+
+@pytest.mark.parametrize(
+    ("line", "longest"),
+    [(b"{}", 99), (b"\xff", 99), (b'{"input_ids": [1', 99), (b" " * 100, 99), (b"[" * 10**5, 10**6)],
+)
+def test_a_line_that_is_no_reference_row_is_named(tmp_path: Path, monkeypatch, line: bytes, longest: int):
+    (tmp_path / "reference.jsonl").write_bytes(line)
+    monkeypatch.setattr(parities, "LONGEST_ROW", longest)
+    with pytest.raises(ArtifactError, match=r"reference\.jsonl:1 is not a reference row") as caught:
+        list(parities.read_reference(tmp_path))
+    assert caught.value.hint
 
 
 def test_being_better_is_a_negative_increase():

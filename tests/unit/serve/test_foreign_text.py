@@ -12,7 +12,7 @@ from tuneship.core.artifact import MANIFEST, Artifact
 from tuneship.core.errors import ArtifactError, PlanError, PreflightError
 from tuneship.core.model_source import ModelSource
 from tuneship.core.recipe import Serve
-from tuneship.serve import catalog, footprint, packed, quantized, state, tensors
+from tuneship.serve import catalog, engine_adapters, footprint, packed, quantized, state, tensors
 from tuneship.serve.preflight import CheckedAdapter, Limits, named, proof
 from tuneship.serve.preflight.apart import Checker
 from tuneship.serve.registry import State, Version
@@ -32,6 +32,11 @@ def forge(sealed: Artifact, **about: object) -> Path:
     text = json.dumps(json.loads((sealed.path / MANIFEST).read_text()) | about)
     (sealed.path / MANIFEST).write_text(text)
     return sealed.path
+
+
+@pytest.mark.parametrize("body", [FORGED, json.dumps({"error_message": FORGED}), json.dumps({"message": FORGED})])
+def test_what_the_engine_says_of_an_adapter(body: str):
+    is_one_line(engine_adapters._message(body.encode()))
 
 
 @pytest.mark.parametrize(

@@ -249,9 +249,10 @@ def test_what_was_left_to_verify_is_read_from_the_evidence(tmp_path):
     left = Deferred(merged_into="original", reason="it did not fit", limit=0.02)
     (tmp_path / "deferred-1.json").write_text(left.model_dump_json(by_alias=True))
     assert read_deferred(tmp_path) == left
-    (tmp_path / "deferred-1.json").write_text("{}")
-    with pytest.raises(ArtifactError, match=r"deferred-1\.json cannot be read"):
-        read_deferred(tmp_path)
+    for text in ("{}", " " * (1 << 20 | 1)):
+        (tmp_path / "deferred-1.json").write_text(text)
+        with pytest.raises(ArtifactError, match=r"deferred-1\.json cannot be read"):
+            read_deferred(tmp_path)
 
 
 def test_rows_are_chosen_evenly_within_their_budget(tmp_path):

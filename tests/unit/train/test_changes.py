@@ -58,6 +58,7 @@ REFUSED = {
         rf"tensors that merging does not know: {P}{Q}.lora_C.weight",
     ),
     "the embedding saved whole, and not asked for": (Q_PAIR | {P + EMBEDDING: (32, 8)}, {}, P + EMBEDDING),
+    "a name that would end a line": (Q_PAIR | {f"{P}a\nb": (4, 8)}, {}, r"does not know: base_model.model.a\\nb"),
     "half a pair": ({f"{P}{Q}.lora_A.weight": (4, 8)}, {}, rf"not whole: it lacks {P}{Q}.lora_B.weight"),
     "another half": ({f"{P}{Q}.lora_B.weight": (12, 4)}, {}, "tensors that merging does not know"),
     "another base": (

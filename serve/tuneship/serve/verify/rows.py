@@ -28,6 +28,7 @@ class Budget(NamedTuple):
 
 
 AT_A_LOAD = Budget()
+_LONGEST_DEFERRED = 1 << 20
 
 
 def read_evidence(folder: Path, budget: Budget = AT_A_LOAD) -> list[ReferenceRow]:
@@ -71,7 +72,15 @@ def read_deferred(folder: Path) -> Deferred | None:
 
     """
     files = sorted(folder.glob("deferred-*.json"))
-    return versioned.parse(Deferred, files[-1].read_bytes(), files[-1], PARITY_SCHEMA, ArtifactError) if files else None
+    if not files:
+        return None
+    with files[-1].open("rb") as file:
+        text = file.read(_LONGEST_DEFERRED + 1)
+    if len(text) > _LONGEST_DEFERRED:
+        raise ArtifactError(
+            f"{files[-1]} cannot be read: it has at most {_LONGEST_DEFERRED} bytes", hint="merge again: tuneship merge"
+        )
+    return versioned.parse(Deferred, text, files[-1], PARITY_SCHEMA, ArtifactError)
 
 
 def _checked(row: ReferenceRow, folder: Path) -> ReferenceRow:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from tuneship.core import servable
 from tuneship.core.errors import ArtifactError
+from tuneship.core.quoting import on_one_line, quoted
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -76,7 +77,8 @@ def plan(base: Shapes, adapter: Shapes, config: Mapping[str, Any], skeleton: Ske
     unknown = sorted(adapter.keys() - _used(found))
     if unknown:
         raise ArtifactError(
-            f"the adapter has tensors that merging does not know: {', '.join(unknown[:3])}", hint=servable.REEXPORT
+            f"the adapter has tensors that merging does not know: {on_one_line(', '.join(unknown[:3]))}",
+            hint=servable.REEXPORT,
         )
     if not found:
         raise ArtifactError("the adapter has no tensors", hint=servable.REEXPORT)
@@ -139,7 +141,7 @@ def _check(key: str, change: Change, base: Shapes, adapter: Shapes) -> None:
     shape = base.get(change.source)
     if shape is None:
         raise ArtifactError(
-            f"the base has no tensor {change.source!r} for the adapter to change",
+            f"the base has no tensor {quoted(change.source)} for the adapter to change",
             hint="is it the base that the adapter was trained on? A checkpoint whose tensors are named in another way "
             "than in its model is merged by PEFT's merge_and_unload",
         )
@@ -152,10 +154,11 @@ def _check(key: str, change: Change, base: Shapes, adapter: Shapes) -> None:
             wanted[change.delta.magnitude] = (rows,)
     for name, right in wanted.items():
         if name not in adapter:
-            raise ArtifactError(f"the adapter is not whole: it lacks {name}", hint=servable.REEXPORT)
+            raise ArtifactError(f"the adapter is not whole: it lacks {on_one_line(name)}", hint=servable.REEXPORT)
         if adapter[name] != right:
             raise ArtifactError(
-                f"the adapter does not fit: {name} is {adapter[name]}, the base's {key} of {shape} wants {right}",
+                f"the adapter does not fit: {on_one_line(name)} is {adapter[name]}, the base's {key} of {shape} wants "
+                f"{right}",
                 hint="merge into the base that it was trained on; a resized vocabulary cannot be merged",
             )
 
