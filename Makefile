@@ -43,7 +43,8 @@ test-unit: $(STAMP)
 
 test-integration: $(STAMP)
 	@echo "== integration tests: a real model and a real SGLang; the tests of a file share a server"
-	$(BIN)/python -m pytest tests/integration -n $(INTEGRATION_WORKERS) --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest tests/integration -n $(INTEGRATION_WORKERS) --dist loadfile --no-loadscope-reorder \
+	  -m "not slow" --durations=25
 
 test-slow: $(STAMP) ## what takes minutes for one figure: real adapters on the bundled model, held against PEFT
 	$(BIN)/python -m pytest tests/unit tests/integration -m slow -s
