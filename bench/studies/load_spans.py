@@ -159,13 +159,9 @@ def _medians(loads: Sequence[Sequence[Span]]) -> dict[str, tuple[float, float]]:
             seen[span.name] += 1
             number = f" {seen[span.name]}" if seen[span.name] > 1 else ""
             found.setdefault(span.name + number, []).append((span.began - load[0].began, span.took))
-    often = {name: each for name, each in found.items() if 2 * len(each) >= len(loads)}
-    medians = {name: (_median(began), _median(took)) for name, (began, took) in _columns(often).items()}
+    often = {name: zip(*each, strict=True) for name, each in found.items() if 2 * len(each) >= len(loads)}
+    medians = {name: (_median(began), _median(took)) for name, (began, took) in often.items()}
     return dict(sorted(medians.items(), key=lambda item: item[1]))
-
-
-def _columns(found: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, ...]]]:
-    return {name: list(zip(*each, strict=True)) for name, each in found.items()}
 
 
 def _median(values: Sequence[float]) -> float:

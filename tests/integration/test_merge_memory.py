@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.layer_shapes import layer_matrices
 from tuneship.core import tensor_file
 from tuneship.core.tensor_file import Slot
 
@@ -19,15 +20,7 @@ HIDDEN, INNER, LAYERS, VOCABULARY, RANK = 2048, 5632, 28, 32_000, 16
 SHARD_BYTES = 512 * 10**6
 ALLOWED_BYTES = 2 * 10**9
 """Beside the largest shard."""
-MODULES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (HIDDEN, HIDDEN),
-    "self_attn.v_proj": (HIDDEN, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INNER, HIDDEN),
-    "mlp.up_proj": (INNER, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INNER),
-}
+MODULES = layer_matrices(HIDDEN, HIDDEN, INNER)
 
 
 def random_tensors(slots: dict[str, Slot], scale: float) -> Iterator:

@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tuneship.core import versioned
 from tuneship.core.errors import ArtifactError
-from tuneship.core.files import sha256_file, sha256_listing, sync_directory, sync_tree, write_atomic
+from tuneship.core.files import read_up_to, sha256_file, sha256_listing, sync_directory, sync_tree, write_atomic
 from tuneship.core.quoting import on_one_line
 from tuneship.core.recipe import BUNDLED_PREFIX
 
@@ -244,7 +244,7 @@ def is_damaged(path: Path) -> bool:
     try:
         artifact = open_artifact(path, verify=False)
     except ArtifactError:
-        if is_artifact(path) and versioned.is_newer(_manifest_text(path), SCHEMA):
+        if is_artifact(path) and versioned.is_newer(read_up_to(path / MANIFEST, LARGEST_MANIFEST), SCHEMA):
             raise
         return True
     with closing(_damage(artifact, dict(_payload(path)), sha256_file)) as found:
@@ -260,7 +260,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / MANIFEST
     try:
-        text = _manifest_text(path)
+        text = read_up_to(file, LARGEST_MANIFEST)
     except OSError:
         raise ArtifactError(f"{path} is not an artifact: it has no {MANIFEST}") from None
     if len(text) > LARGEST_MANIFEST:
@@ -352,12 +352,6 @@ def _maker(path: Path, manifest: Manifest) -> Sequence[str]:
     revision = ["--revision", base.revision] if base.revision and not base.id.startswith(BUNDLED_PREFIX) else []
     double = [] if manifest.quantization.double else ["--no-double"]
     return [*named, *revision, *double, "--out", str(path.parent)]
-
-
-def _manifest_text(path: Path) -> bytes:
-    """`artifact.json`, or as much of it as shows that it is too large: it may be anybody's."""
-    with (path / MANIFEST).open("rb") as file:
-        return file.read(LARGEST_MANIFEST + 1)
 
 
 def _remedy_of_unread(path: Path) -> str:

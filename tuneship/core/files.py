@@ -55,6 +55,12 @@ def sync_tree(path: Path) -> None:
         sync_directory(Path(folder))
 
 
+def read_up_to(path: Path, most: int) -> bytes:
+    """What is in the file, which may be anybody's: of more than `most` bytes one more, so that it shows."""
+    with path.open("rb") as file:
+        return file.read(most + 1)
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:

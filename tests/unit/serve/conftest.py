@@ -15,8 +15,8 @@ import pytest
 from aiohttp import web
 from safetensors.numpy import save_file
 
+from tests.layer_shapes import layer_matrices
 from tests.unit.serve.listening import answering
-from tests.unit.serve.shapes import layer_matrices
 from tuneship.core import artifact, checkpoint
 from tuneship.core.artifact import Artifact, LoraRecord, Manifest, QuantizationRecord, TemplateRecord
 from tuneship.core.errors import PreflightError, TuneshipError

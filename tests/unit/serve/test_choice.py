@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.layer_shapes import layer_matrices
 from tests.unit.serve.raw_tensors import write_raw
-from tests.unit.serve.shapes import layer_matrices
 from tuneship.core.errors import PlanError, PreflightError, TuneshipError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.model_source import ModelSource

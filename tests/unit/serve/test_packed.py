@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.layer_shapes import layer_matrices
 from tests.unit.serve.raw_tensors import write_raw
-from tests.unit.serve.shapes import layer_matrices
 from tuneship.core.errors import ArtifactError, PreflightError
 from tuneship.core.hardware import Gpu, Hardware
 from tuneship.core.recipe import Serve

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 
 from tuneship.core import versioned
 from tuneship.core.errors import ArtifactError
+from tuneship.core.files import read_up_to
 from tuneship.core.parity import REFERENCE_FILE, Deferred, ReferenceRow, read_reference
 from tuneship.core.parity import SCHEMA as PARITY_SCHEMA
 from tuneship.serve.verify.scorer import Scorer
@@ -74,8 +75,7 @@ def read_deferred(folder: Path) -> Deferred | None:
     files = sorted(folder.glob("deferred-*.json"))
     if not files:
         return None
-    with files[-1].open("rb") as file:
-        text = file.read(_LONGEST_DEFERRED + 1)
+    text = read_up_to(files[-1], _LONGEST_DEFERRED)
     if len(text) > _LONGEST_DEFERRED:
         raise ArtifactError(
             f"{files[-1]} cannot be read: it has at most {_LONGEST_DEFERRED} bytes", hint="merge again: tuneship merge"
