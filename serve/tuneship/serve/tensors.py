@@ -11,8 +11,10 @@ Format: 8 bytes little-endian length, that many bytes of JSON, then the data tha
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader
@@ -30,6 +32,9 @@ _BLOCK = 1 << 20
 """Bytes that are read, hashed and looked at together: few enough for the processor's cache."""
 _AHEAD = 8
 """Blocks that may wait to be hashed."""
+_LOOKERS = 4
+"""Threads that look at values."""
+_WRITTEN_TO = "it is being written to"
 
 
 class _Float(NamedTuple):
@@ -100,7 +105,7 @@ def read(file: Path) -> Contents:
         ArtifactError: as `headers`.
 
     """
-    return _read(file, look=True, hashed=True)
+    return _read(file, look=True)
 
 
 def digest(file: Path) -> Contents:
@@ -110,45 +115,57 @@ def digest(file: Path) -> Contents:
         ArtifactError: as `headers`.
 
     """
-    return _read(file, look=False, hashed=True)
+    return _read(file, look=False)
 
 
 def look(file: Path) -> Contents:
-    """`read` without the SHA-256.
+    """`read` without the SHA-256, in threads: everybody waits for it who waits for an adapter.
 
     Raises:
         ArtifactError: as `headers`.
 
     """
-    return _read(file, look=True, hashed=False)
+
+    def looked(first: int) -> list[tuple[str, int]]:
+        buffer, highest = memoryview(bytearray(_BLOCK)), list[tuple[str, int]]()
+        for block in blocks[first::_LOOKERS]:
+            data = buffer[: block[-1].end - block[0].start]
+            if os.preadv(opened.fileno(), [data], block[0].start) != len(data):
+                raise ValueError(_WRITTEN_TO)
+            highest += _highest(data, block, found)
+        return highest
+
+    with _readable(file) as opened:
+        header, found = _header(opened)
+        blocks = list(_blocks(found, len(header)))
+        end = blocks[-1][-1].end if blocks else len(header)
+        with ThreadPoolExecutor(_LOOKERS) as pool:
+            highest = list(itertools.chain.from_iterable(pool.map(looked, range(_LOOKERS))))
+        if os.fstat(opened.fileno()).st_size != end:
+            raise ValueError(_WRITTEN_TO)
+    return Contents(end, "", found, _values(found, highest))
 
 
-def _read(file: Path, *, look: bool, hashed: bool) -> Contents:
-    if not file.is_file():  # opening a pipe would wait for somebody to write
-        raise ArtifactError(f"{file} is not a file")
-    sha256, hashing = hashlib.sha256(), list[Future[None]]()
+def _read(file: Path, *, look: bool) -> Contents:
+    sha256, hashing, highest = hashlib.sha256(), list[Future[None]](), list[tuple[str, int]]()
     buffers = [memoryview(bytearray(_BLOCK)) for _ in range(_AHEAD)]
     with _readable(file) as opened, ThreadPoolExecutor(1) as hasher:
         header, found = _header(opened)
         sha256.update(header)
-        size, highest = len(header), {key: 0 for key, tensor in found.items() if look and tensor.dtype in FLOATS}
-        for number, block in enumerate(_blocks(found)):
-            if hashed and number >= _AHEAD:
+        size = len(header)
+        for number, block in enumerate(_blocks(found, size)):
+            if number >= _AHEAD:
                 hashing[number - _AHEAD].result()
-            data = buffers[number % _AHEAD][: block[-1].end - block[0].start]
-            if block[0].start != size or opened.readinto(data) != len(data):
-                raise ValueError("it is being written to")
-            if hashed:
-                hashing.append(hasher.submit(sha256.update, data))
-            for key, start, end in block:
-                if key in highest:
-                    raw = data[start - size : end - size]
-                    highest[key] = max(highest[key], _highest(raw, FLOATS[found[key].dtype]))
+            data = buffers[number % _AHEAD][: block[-1].end - size]
+            if opened.readinto(data) != len(data):
+                raise ValueError(_WRITTEN_TO)
+            hashing.append(hasher.submit(sha256.update, data))
+            if look:
+                highest += _highest(data, block, found)
             size += len(data)
         if opened.read(1):
-            raise ValueError("it is being written to")
-    values = {key: Values(most < FLOATS[found[key].dtype].exponent, most == 0) for key, most in highest.items()}
-    return Contents(size, sha256.hexdigest() if hashed else "", found, values)
+            raise ValueError(_WRITTEN_TO)
+    return Contents(size, sha256.hexdigest(), found, _values(found, highest) if look else {})
 
 
 def read_bytes(file: Path, tensor: Tensor) -> bytes:
@@ -191,6 +208,8 @@ def _readable(file: Path) -> Iterator[BufferedReader]:
     """`file`, which the library has found to be whole; what is wrong with it in there is said as that."""
     from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - not for `--help`
 
+    if not file.is_file():  # opening a pipe would wait for somebody to write
+        raise ArtifactError(f"{file} is not a file")
     try:
         with safe_open(file, framework="numpy"), file.open("rb") as opened:
             yield opened
@@ -214,24 +233,46 @@ def _header(opened: BufferedReader) -> tuple[bytes, dict[str, Tensor]]:
     }
 
 
-def _blocks(found: Mapping[str, Tensor]) -> Iterator[list[_Piece]]:
-    """All data in the file's order, in blocks of neighbours."""
+def _blocks(found: Mapping[str, Tensor], begin: int) -> Iterator[list[_Piece]]:
+    """All data in the file's order, in blocks of neighbours, from byte `begin` on."""
     block: list[_Piece] = []
+    end = begin
     for key, tensor in sorted(found.items(), key=lambda item: item[1].start):
         for start in range(tensor.start, tensor.end, _BLOCK):
-            piece = _Piece(key, start, min(start + _BLOCK, tensor.end))
-            if block and piece.end - block[0].start > _BLOCK:
+            if start != end:
+                raise ValueError(_WRITTEN_TO)
+            end = min(start + _BLOCK, tensor.end)
+            if block and end - block[0].start > _BLOCK:
                 yield block
                 block = []
-            block.append(piece)
+            block.append(_Piece(key, start, end))
     if block:
         yield block
 
 
-def _highest(raw: memoryview, layout: _Float) -> int:
-    """The largest magnitude among some values, as its bits: they are in the order of what they stand for."""
-    import numpy as np  # noqa: PLC0415 - as above
+def _highest(data: memoryview, block: Sequence[_Piece], found: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
+    """(key, the largest magnitude as its bits) of every piece that can be looked at: bits are in the order of values.
 
-    values = np.frombuffer(raw, layout.width)
-    # Those without a sign bit are the largest of signed integers, those with one of unsigned ones.
-    return max(int(values.view(layout.width.replace("u", "i")).max()), int(values.max()) & layout.magnitude)
+    `data` is the block. numpy is asked once for all neighbours of a dtype.
+    """
+    import numpy as np  # noqa: PLC0415 - not for `--help`
+
+    for dtype, neighbours in itertools.groupby(block, lambda piece: found[piece.key].dtype):
+        if dtype not in FLOATS:
+            continue
+        pieces, layout = list(neighbours), FLOATS[dtype]
+        first, last = pieces[0].start, pieces[-1].end
+        values = np.frombuffer(data[first - block[0].start : last - block[0].start], layout.width)
+        starts = [(piece.start - first) // values.itemsize for piece in pieces]
+        # Those without a sign bit are the largest of signed integers, those with one of unsigned ones.
+        positive = np.maximum.reduceat(values.view(layout.width.replace("u", "i")), starts)
+        negative = np.maximum.reduceat(values, starts) & layout.magnitude
+        yield from zip((piece.key for piece in pieces), np.maximum(positive, negative).tolist(), strict=True)
+
+
+def _values(found: Mapping[str, Tensor], highest: Iterable[tuple[str, int]]) -> dict[str, Values]:
+    """What every tensor that could be looked at holds, from its pieces."""
+    most = {key: 0 for key, tensor in found.items() if tensor.dtype in FLOATS}
+    for key, magnitude in highest:
+        most[key] = max(most[key], magnitude)
+    return {key: Values(highest < FLOATS[found[key].dtype].exponent, highest == 0) for key, highest in most.items()}
