@@ -1,4 +1,4 @@
-"""Adapters inside the running engine: load one, unload one, ask one for a token.
+"""Adapters inside the running engine: load one, unload one, see that one computes.
 
 SGLang keeps a lock while it unloads, until the last request of that adapter is over; the door therefore asks only when
 nobody is in flight (`deploy.py`), and gives up after a time. And SGLang takes an adapter that was unloaded back from
@@ -54,9 +54,10 @@ async def unload(upstream: Upstream, selector: str, timeout_s: float = UNLOAD_S)
 
 
 async def answer_once(upstream: Upstream, selector: str) -> None:
-    """One token of `selector`: that it answers at all, and its weights are where they are needed.
+    """A prompt for `selector`: that it computes at all, and its weights are where they are needed.
 
-    In one request with what else the server asks at the moment.
+    In one request with what else the server asks at the moment, none of which has a token made. For that SGLang would
+    begin another step before it reads what came of this one.
 
     Raises:
         PreflightError: SGLang refuses to generate with it.
@@ -65,11 +66,11 @@ async def answer_once(upstream: Upstream, selector: str) -> None:
     """
     try:
         async with asyncio.timeout(_ANSWER_S):
-            if await upstream.joined.ask(Prompts(selector, [_QUESTION], new_tokens=1)):
+            if await upstream.joined.ask(Prompts(selector, [_QUESTION])):
                 return
     except TimeoutError:
         raise EngineError(f"the engine said nothing to /generate within {_ANSWER_S:g} s") from None
-    body = {"input_ids": _QUESTION, "sampling_params": {"max_new_tokens": 1, "temperature": 0}, "lora_path": selector}
+    body = {"input_ids": _QUESTION, "sampling_params": {"max_new_tokens": 0, "temperature": 0}, "lora_path": selector}
     status, said = await upstream.tell("/generate", body, _ANSWER_S)
     if status != 200:
         raise PreflightError(f"it does not answer: {_message(said)}", hint="the engine's log tells more")

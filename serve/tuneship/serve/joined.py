@@ -26,7 +26,6 @@ class Prompts(NamedTuple):
     ids: Sequence[list[int]]
     starts: Sequence[int] | None = None
     """Of each prompt, from where on its log-probabilities are wanted; None: of none."""
-    new_tokens: int = 0
 
 
 class Joined:
@@ -88,7 +87,7 @@ def _body(asked: Sequence[Prompts]) -> dict[str, Any]:
         "input_ids": [ids for prompts in asked for ids in prompts.ids],
         "return_logprob": [prompts.starts is not None for prompts in each],
         "logprob_start_len": starts,
-        "sampling_params": [{"max_new_tokens": prompts.new_tokens, "temperature": 0} for prompts in each],
+        "sampling_params": [{"max_new_tokens": 0, "temperature": 0}] * len(each),
     }
     if any(prompts.selector for prompts in asked):
         body["lora_path"] = [prompts.selector for prompts in each]
