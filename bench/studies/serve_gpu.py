@@ -69,6 +69,7 @@ VARIANTS: dict[str, tuple[str, ...] | None] = {
     "bf16-triton": TRITON,
     "nf4-triton": (*NF4, *TRITON),
     "nf4-overlap": (*NF4, *OVERLAP),
+    "nf4-chunk128": (*NF4, "--extra-arg=--max-lora-chunk-size", "--extra-arg=128"),
     "nf4-eager": (*NF4, "--extra-arg=--disable-cuda-graph"),
 }
 """Arguments of `tuneship serve`; None serves no adapters."""

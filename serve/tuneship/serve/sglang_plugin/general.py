@@ -17,11 +17,21 @@ def activate() -> None:
         return
     from tuneship.serve.sglang_plugin import (  # noqa: PLC0415 - load torch
         adapter_reading,
+        adapter_staging,
         adapters_in_use,
         memory_kept,
         own_template,
+        segments_in_use,
         tokenizer_length,
     )
 
-    for module in (adapter_reading, adapters_in_use, memory_kept, own_template, tokenizer_length):
+    for module in (
+        adapter_reading,
+        adapter_staging,
+        adapters_in_use,
+        memory_kept,
+        own_template,
+        segments_in_use,
+        tokenizer_length,
+    ):
         module.install()
