@@ -4,7 +4,7 @@ Upstream gaps: an adapter's weights are read with the load configuration of its 
 The reader of plain safetensors refuses `bitsandbytes` with "Unknown load_format", and an adapter is never packed,
 whatever its base is. And that reader is made for checkpoints: a pool of threads, a search for files and a progress bar
 take longer than to read an adapter's one file. When an engine with a 4-bit base and an adapter starts without this
-hook, the first gap is mended: `tests/unit/serve/test_plugin.py` then fails and says so.
+hook, the first gap is mended: `tests/unit/serve/test_plugin_adapters.py` then fails and says so.
 
 Before each adapter SGLang also walks all modules of the base, to find which of its experts are gated. They stay as they
 are, so one walk will do.

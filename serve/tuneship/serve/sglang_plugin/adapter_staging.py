@@ -4,7 +4,7 @@ Upstream gap: SGLang joins the matrices of an adapter (q, k and v; gate and up) 
 moves it into a slot it pins some two hundred tensors one by one, and sends them so (`lora/lora.py`, `lora/mem_pool.py`,
 0.5.17). All streams wait for both. Here the file is read to where it can be sent from while SGLang gets ready, sent at
 once, and SGLang's own code does the rest with tensors that are there. When it moves an adapter as a whole itself,
-`tests/unit/serve/test_plugin.py` fails and says so.
+`tests/unit/serve/test_plugin_adapters.py` fails and says so.
 
 What an adapter keeps in memory is its file, mapped: one that comes back into a slot is read again.
 """

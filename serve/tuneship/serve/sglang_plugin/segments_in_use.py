@@ -3,7 +3,7 @@
 Upstream gap: in a CUDA graph SGLang launches its kernels for adapters over every chunk of tokens that the largest graph
 can hold (`kernels/ops/gemm/chunked_sgmv_*.py`, 0.5.17): 521 of them for 8,192 tokens and 9 slots, where 7 tokens fill
 one. Each program finds that it has nothing to do, and 146,000 of those took 89 microseconds of an H200, 28 times in a
-step. When the grid follows from the tokens of a graph, `tests/unit/serve/test_plugin.py` fails and says so.
+step. When the grid follows from the tokens of a graph, `tests/unit/serve/test_plugin_adapters.py` fails and says so.
 """
 
 from __future__ import annotations
