@@ -61,6 +61,14 @@ def read_up_to(path: Path, most: int) -> bytes:
         return file.read(most + 1)
 
 
+def read_at(descriptor: int, start: int, into: memoryview) -> int:
+    """Fill `into` with what a file has from byte `start` on; how many bytes that were, fewer where it ends."""
+    done = 0
+    while done < len(into) and (count := os.preadv(descriptor, [into[done:]], start + done)):
+        done += count
+    return done
+
+
 def sha256_file(path: Path) -> str:
     """Hex SHA-256 of a file's bytes."""
     with path.open("rb") as file:

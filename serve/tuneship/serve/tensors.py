@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tuneship.core.errors import ArtifactError
+from tuneship.core.files import read_at
 from tuneship.core.quoting import on_one_line
 
 NF4_STATE = ".quant_state.bitsandbytes__nf4"
@@ -130,7 +131,7 @@ def look(file: Path) -> Contents:
         buffer, highest = memoryview(bytearray(_BLOCK)), list[tuple[str, int]]()
         for block in blocks[first::_LOOKERS]:
             data = buffer[: block[-1].end - block[0].start]
-            if os.preadv(opened.fileno(), [data], block[0].start) != len(data):
+            if read_at(opened.fileno(), block[0].start, data) != len(data):
                 raise ValueError(_WRITTEN_TO)
             highest += _highest(data, block, found)
         return highest

@@ -79,7 +79,7 @@ from unittest.mock import MagicMock
 (ours,) = [entry for entry in entry_points(group="sglang.srt.plugins") if entry.name == "tuneship"]
 ours.load()()
 from sglang.srt.plugins.hook_registry import HookRegistry
-hooks = sorted(HookRegistry._hooks)
+hooks = sorted(HookRegistry._patched)
 
 from tuneship.serve.sglang_plugin.grammar_on_cpu import mask
 logits = torch.zeros(1, 40, dtype=torch.bfloat16)

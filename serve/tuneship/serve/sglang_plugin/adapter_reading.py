@@ -12,7 +12,7 @@ are, so one walk will do.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,6 +22,7 @@ from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
 from tuneship.serve import tensors
 from tuneship.serve.sglang_plugin import adapter_staging
+from tuneship.serve.tensors import Tensor
 
 _ADAPTER = "sglang.srt.lora.lora.LoRAAdapter"
 READ = f"{_ADAPTER}.initialize_weights"
@@ -56,26 +57,25 @@ def read_as_it_is(_: Callable[..., Any], adapter: Any) -> None:
 
     """
     (file,) = Path(adapter.config.path).glob("*.safetensors")
-    adapter_staging.begin(adapter, file)
-    mapped = _mapped(file)
-    for name, tensor in mapped.items():
-        adapter._process_weight(name, tensor)
-    if not adapter_staging.finish(adapter, mapped.values()):
+    with adapter_staging.reading(adapter, file):
+        whole = torch.from_file(str(file), size=file.stat().st_size, dtype=torch.uint8)
+        mapped = _cut(whole, tensors.headers(file))
+        for name, tensor in mapped.items():
+            adapter._process_weight(name, tensor)
+    if not adapter_staging.keep(adapter, whole, mapped.values()):
         adapter._normalize_weights()
 
 
-def _mapped(file: Path) -> dict[str, torch.Tensor]:
-    """{name: tensor} of a safetensors file, which lies in memory when somebody looks at it."""
-    found, size = tensors.headers(file), file.stat().st_size
-    whole = torch.from_file(str(file), size=size, dtype=torch.uint8)
-    typed = {kind: whole[: size - size % kind.itemsize].view(kind) for kind in _TYPES.values()}
-    mapped = {}
+def _cut(whole: torch.Tensor, found: Mapping[str, Tensor]) -> dict[str, torch.Tensor]:
+    """{name: tensor} of a mapped file, which lies in memory when somebody looks at it; a copy of what lies askew."""
+    typed = {kind: whole[: len(whole) - len(whole) % kind.itemsize].view(kind) for kind in _TYPES.values()}
+    cut = {}
     for name, tensor in found.items():
         kind = _TYPES[tensor.dtype]
-        start, odd = divmod(tensor.start, kind.itemsize)
-        if odd:
+        start, askew = divmod(tensor.start, kind.itemsize)
+        if askew:
             piece = whole[tensor.start : tensor.end].clone().view(kind)
         else:
             piece = typed[kind][start : tensor.end // kind.itemsize]
-        mapped[name] = piece.view(tensor.shape)
-    return mapped
+        cut[name] = piece.view(tensor.shape)
+    return cut

@@ -11,14 +11,16 @@ What an adapter keeps in memory is its file, mapped: one that comes back into a 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+from tuneship.core.files import read_at
 
 MOVE = "sglang.srt.lora.mem_pool.LoRAMemoryPool.load_lora_weight_to_buffer"
 MOST_BYTES = 1 << 27
@@ -31,15 +33,16 @@ _readers = ThreadPoolExecutor(_READERS, thread_name_prefix="adapter")
 
 
 class _Ahead(NamedTuple):
-    """An adapter's file on its way to where it is sent from."""
+    """An adapter's file where it is sent from."""
 
     adapter: Any
     room: torch.Tensor
-    parts: list[Future[None]]
 
 
 _ahead: list[_Ahead] = []
-"""Of the adapter that was read last, and of no other: a hundred that nobody asks for yet would pin memory for all."""
+"""Of the adapter that was read last, and of no other: a hundred that nobody asks for yet would pin memory for all.
+
+It goes when that is moved, or the next one is read."""
 
 
 def install() -> None:
@@ -48,45 +51,49 @@ def install() -> None:
     HookRegistry.apply_hooks()
 
 
-def begin(adapter: Any, file: Path) -> None:
-    """Have `file` read while its tensors are given to `adapter`."""
-    _ahead.clear()
-    size = file.stat().st_size
-    if size <= MOST_BYTES:
-        room, step = _room(adapter, size), -(-size // _READERS)
-        places = [slice(start, min(start + step, size)) for start in range(0, size, step)]
-        parts = [_readers.submit(_read, file, room.numpy(), place) for place in places]
-        _ahead.append(_Ahead(adapter, room, parts))
-
-
-def finish(adapter: Any, mapped: Collection[torch.Tensor]) -> bool:
-    """Whether `adapter`, with these tensors, is arranged when it moves; else as SGLang does it, before.
+@contextmanager
+def reading(adapter: Any, file: Path) -> Iterator[None]:
+    """Have `file` read while its tensors are given to `adapter`.
 
     Raises:
-        OSError: the file cannot be read to its end.
+        OSError: it cannot be read to its end.
 
     """
-    for ahead in _ahead:
-        for part in ahead.parts:
-            part.result()
-    if len({tensor.untyped_storage().data_ptr() for tensor in mapped}) != 1:  # not all lie in the file as they must
+    _ahead.clear()
+    size = file.stat().st_size
+    if size > MOST_BYTES:
+        yield
+        return
+    room = _room(adapter, size)
+    parts = [_readers.submit(_read, file, room, place) for place in _places(size)]
+    yield
+    for part in parts:
+        part.result()
+    _ahead.append(_Ahead(adapter, room))
+
+
+def keep(adapter: Any, whole: torch.Tensor, mapped: Iterable[torch.Tensor]) -> bool:
+    """Whether `adapter` is arranged when it moves: if it was read, and all of its tensors lie in `whole`, the file."""
+    storage = whole.untyped_storage().data_ptr()
+    if any(tensor.untyped_storage().data_ptr() != storage for tensor in mapped):
         _ahead.clear()
-    adapter.arranged_when_moved = bool(_ahead)
+    adapter.mapped_file = whole if _ahead else None
     return bool(_ahead)
 
 
 def move(original: Callable[..., Any], pool: Any, uid: Any, slot: int, adapter: Any, *rest: Any, **more: Any) -> Any:
     """Move `adapter` into `slot`, once all of its tensors are there, and arranged."""
-    if not getattr(adapter, "arranged_when_moved", False):
+    if getattr(adapter, "mapped_file", None) is None:
         return original(pool, uid, slot, adapter, *rest, **more)
     mapped = [layer.weights for layer in adapter.layers]
     try:
         try:
             _give(adapter, _sent(adapter, mapped))
             adapter._normalize_weights()
-        except torch.OutOfMemoryError:  # then as SGLang does it
+            return original(pool, uid, slot, adapter, *rest, **more)
+        except torch.OutOfMemoryError:  # then all of it again, as SGLang does it
             _give(adapter, [dict(weights) for weights in mapped])
-            adapter._normalize_weights()
+        adapter._normalize_weights()
         return original(pool, uid, slot, adapter, *rest, **more)
     finally:
         _give(adapter, mapped)
@@ -94,7 +101,7 @@ def move(original: Callable[..., Any], pool: Any, uid: Any, slot: int, adapter: 
 
 def _sent(adapter: Any, mapped: Sequence[Mapping[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
     """The same tensors, where the base is."""
-    there = _whole(adapter, mapped).to(_device(adapter), non_blocking=True)
+    there = _whole(adapter).to(_device(adapter), non_blocking=True)
     typed = {kind: there.view(kind) for kind in {tensor.dtype for weights in mapped for tensor in weights.values()}}
 
     def sent(tensor: torch.Tensor) -> torch.Tensor:
@@ -103,22 +110,24 @@ def _sent(adapter: Any, mapped: Sequence[Mapping[str, torch.Tensor]]) -> list[di
     return [{name: sent(tensor) for name, tensor in weights.items()} for weights in mapped]
 
 
-def _whole(adapter: Any, mapped: Sequence[Mapping[str, torch.Tensor]]) -> torch.Tensor:
+def _whole(adapter: Any) -> torch.Tensor:
     """An adapter's file, in memory that torch gives to nobody else before a GPU has read it."""
     for ahead in _ahead:
         if ahead.adapter is adapter:
             _ahead.clear()
             return ahead.room
-    storage = next(tensor for weights in mapped for tensor in weights.values()).untyped_storage()
-    file = torch.empty(0, dtype=torch.uint8).set_(storage)
+    file = adapter.mapped_file
     room = _room(adapter, len(file))
-    room[: len(file)].copy_(file)
+    list(_readers.map(lambda place: room[place].copy_(file[place]), _places(len(file))))
     return room
 
 
 def _room(adapter: Any, size: int) -> torch.Tensor:
+    """For `size` bytes; pinned for a GPU, if the machine has as much of that."""
     whole = -(-size // _WIDEST) * _WIDEST
-    return torch.empty(whole, dtype=torch.uint8, pin_memory=_device(adapter).type != "cpu")
+    with suppress(RuntimeError):
+        return torch.empty(whole, dtype=torch.uint8, pin_memory=_device(adapter).type != "cpu")
+    return torch.empty(whole, dtype=torch.uint8)
 
 
 def _device(adapter: Any) -> torch.device:
@@ -126,19 +135,24 @@ def _device(adapter: Any) -> torch.device:
     return device
 
 
-def _read(file: Path, room: Any, place: slice) -> None:
+def _places(size: int) -> list[slice]:
+    """One part of so many bytes for each reader."""
+    step = -(-size // _READERS)
+    return [slice(start, min(start + step, size)) for start in range(0, size, step)]
+
+
+def _read(file: Path, room: torch.Tensor, place: slice) -> None:
     """Read the bytes of `place` to where they lie in `room`.
 
     Raises:
         OSError: there are fewer.
 
     """
-    left, start = memoryview(room)[place], place.start
+    into = memoryview(room.numpy())[place]
     with file.open("rb", buffering=0) as opened:
-        while left and (count := os.preadv(opened.fileno(), [left], start)):
-            left, start = left[count:], start + count
-    if left:
-        raise OSError(f"{file} ends {len(left)} bytes too early")
+        missing = len(into) - read_at(opened.fileno(), place.start, into)
+    if missing:
+        raise OSError(f"{file} ends {missing} bytes too early")
 
 
 def _give(adapter: Any, weights: Iterable[dict[str, torch.Tensor]]) -> None:

@@ -7,6 +7,18 @@ So it imports nothing at the top, and it does nothing unless our launcher asked.
 from __future__ import annotations
 
 import os
+from importlib import import_module
+
+_HOOKS = (
+    "adapter_reading",
+    "adapter_staging",
+    "adapters_in_use",
+    "memory_kept",
+    "own_template",
+    "segments_in_use",
+    "tokenizer_length",
+)
+"""Modules beside this one, each with an `install`; they load torch."""
 
 
 def activate() -> None:
@@ -15,23 +27,5 @@ def activate() -> None:
 
     if os.environ.get(ENGINE_VARIABLE) != "1":
         return
-    from tuneship.serve.sglang_plugin import (  # noqa: PLC0415 - load torch
-        adapter_reading,
-        adapter_staging,
-        adapters_in_use,
-        memory_kept,
-        own_template,
-        segments_in_use,
-        tokenizer_length,
-    )
-
-    for module in (
-        adapter_reading,
-        adapter_staging,
-        adapters_in_use,
-        memory_kept,
-        own_template,
-        segments_in_use,
-        tokenizer_length,
-    ):
-        module.install()
+    for name in _HOOKS:
+        import_module(f"{__package__}.{name}").install()
