@@ -58,8 +58,9 @@ def read_as_it_is(_: Callable[..., Any], adapter: Any) -> None:
     """
     (file,) = Path(adapter.config.path).glob("*.safetensors")
     with adapter_staging.reading(adapter, file):
+        found = tensors.headers(file)  # and nothing is mapped that is torn
         whole = torch.from_file(str(file), size=file.stat().st_size, dtype=torch.uint8)
-        mapped = _cut(whole, tensors.headers(file))
+        mapped = _cut(whole, found)
         for name, tensor in mapped.items():
             adapter._process_weight(name, tensor)
     if not adapter_staging.keep(adapter, whole, mapped.values()):
