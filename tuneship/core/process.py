@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
@@ -16,6 +17,7 @@ import psutil
 from tuneship.core.hardware import thread_settings
 
 _PR_SET_PDEATHSIG = 1
+_END_S, _POLL_S = 5.0, 0.02
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -87,11 +89,21 @@ def _session(process: psutil.Process) -> int:
 
 
 def kill_all(processes: set[psutil.Process]) -> None:
-    """SIGKILL every one that still runs (psutil compares start times, so a reused pid is safe)."""
+    """SIGKILL every one that still runs (psutil compares start times, so a reused pid is safe), and see them end."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(list(processes), timeout=5)
+    until = time.monotonic() + _END_S
+    while any(map(_runs, processes)) and time.monotonic() < until:
+        time.sleep(_POLL_S)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """One that has ended holds nothing any more, also where its parent has not asked yet how it ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def describe_exit(returncode: int) -> str:

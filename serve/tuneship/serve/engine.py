@@ -29,7 +29,6 @@ from tuneship.core.quoting import on_one_line
 from tuneship.serve import engine_log, scratch
 from tuneship.serve.launch import LOOPBACK, EngineConfig, environment, flags
 
-STOP_GRACE_S = 10.0
 _POLL_S = 0.1
 _PORTS, _TRIES = range(10_000, 20_000), 50
 """Below those that Linux gives to outgoing connections (from 32,768 on)."""
@@ -93,10 +92,10 @@ class Engine:
         named = {child: _name(child) for child in descendants(self.process.pid)}
         self._workers = {child: name.removeprefix(_WORKER) for child, name in named.items() if name.startswith(_WORKER)}
 
-    def stop(self, grace_s: float = STOP_GRACE_S) -> None:
-        """End it: SIGTERM, up to `grace_s` for what is in flight, then whatever is left of its tree."""
+    def stop(self) -> None:
+        """End its whole tree at once: nobody waits for it any more, and SGLang looks every 5 s whether it shall end."""
         self._loads |= _open_loads(self.process.pid)
-        stop_tree(self.process, grace_s)
+        stop_tree(self.process, grace_s=0)
         shutil.rmtree(self._counters, ignore_errors=True)
         for file in self._loads:
             file.unlink(missing_ok=True)

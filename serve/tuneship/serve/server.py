@@ -34,7 +34,6 @@ from tuneship.core.errors import EndpointError, EngineError, TuneshipError
 from tuneship.core.files import short
 from tuneship.core.progress import say
 from tuneship.core.recipe import Serve
-from tuneship.serve import engine as engines
 from tuneship.serve.admin import build_admin
 from tuneship.serve.assembly import Parts, assembled
 from tuneship.serve.catalog import Catalog
@@ -137,9 +136,10 @@ class _Server:
                 failure = self._parts.explained(error)
             for each in (door, admin):
                 each.server.should_exit = True
-            grace_s = 0.0 if failure or not self._settled else await self._drain(door.task, signals)
+            if self._settled and not failure:
+                await self._drain(door.task, signals)
             # What is still being answered loses the engine here, and the door tells its client so.
-            await asyncio.to_thread(self._parts.supervisor.stop, grace_s)
+            await asyncio.to_thread(self._parts.supervisor.stop)
             await asyncio.gather(door.task, admin.task)
         if failure:
             raise failure
@@ -192,15 +192,12 @@ class _Server:
             await self._parts.deployer.settle(fresh)
         await prove_merged(self._parts.upstream, self._catalog, self._serve)
 
-    async def _drain(self, door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> float:
-        """Wait for the requests in flight, or until a second signal; how long the engine may take to end."""
+    async def _drain(self, door: asyncio.Task[None], signals: asyncio.Queue[signal.Signals]) -> None:
+        """Wait for the requests in flight, or until a second signal."""
         say("closing: no new requests, finishing those in flight")
         again = asyncio.create_task(signals.get())
         await asyncio.wait({door, again}, timeout=self._serve.drain_s, return_when=asyncio.FIRST_COMPLETED)
-        if again.done():
-            return 0.0
         again.cancel()
-        return engines.STOP_GRACE_S
 
     @contextmanager
     def _published(self, listener: socket.socket, admin_listener: socket.socket, admin_key: str) -> Iterator[None]:

@@ -122,7 +122,7 @@ class Supervisor:
         try:
             await asyncio.to_thread(engine.wait_ready, models, self._patience.start_s)
         except EngineError:
-            await asyncio.to_thread(engine.stop, 0.0)
+            await asyncio.to_thread(engine.stop)
             raise
         if self.phase is Phase.STOPPED:  # while we waited
             raise EngineError("SGLang was stopped while it started")
@@ -168,11 +168,11 @@ class Supervisor:
         self._ready.clear()
         self._upstream.shut()
 
-    def stop(self, grace_s: float = 0.0) -> None:
-        """End it for good; blocks up to `grace_s`."""
+    def stop(self) -> None:
+        """End it for good."""
         self.shut()
         if self.engine:
-            self.engine.stop(grace_s)
+            self.engine.stop()
 
     async def _failed(self) -> _Failure:
         """Wait until it dies or hangs; say why."""
@@ -210,7 +210,7 @@ class Supervisor:
             self._in_a_row += 1
             self.last_failure = failure.message
             assert self.engine
-            await asyncio.to_thread(self.engine.stop, 0.0)
+            await asyncio.to_thread(self.engine.stop)
             if self._in_a_row > self._patience.restarts:
                 raise failure
             self.restarts += 1

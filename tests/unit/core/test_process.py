@@ -60,6 +60,16 @@ def ends_within(pid: int, seconds: float) -> bool:
     return False
 
 
+def test_who_ended_is_not_waited_for_until_its_parent_asks(start: Start) -> None:
+    """A child of the tree is killed before its parent, which never asks for its status."""
+    parent = start(PARENT)
+    child = int(first_line(parent))
+    began = time.monotonic()
+    processes.kill_all({psutil.Process(child)})
+    assert psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert time.monotonic() - began < processes._END_S / 2
+
+
 def test_stopping_ends_grandchildren_that_ignore_sigterm(start: Start):
     child = start(PARENT)
     grandchild = int(first_line(child))

@@ -78,7 +78,7 @@ def test_a_start_that_takes_too_long(tmp_path: Path):
         with pytest.raises(EngineError, match=r"did not answer within 0\.5 s$"):
             engine.wait_ready([None], timeout_s=0.5)
     finally:
-        engine.stop(grace_s=1)
+        engine.stop()
     assert engine.process.poll() is not None
 
 
@@ -101,11 +101,11 @@ def test_what_its_scheduler_shares_in_memory_goes_with_it(tmp_path: Path, *, kil
         assert mine.exists()
         if killed:
             kill_all({*descendants(engine.process.pid), psutil.Process(engine.process.pid)})
-        engine.stop(grace_s=1)
+        engine.stop()
         assert not mine.exists()
         assert others.exists()
     finally:
-        engine.stop(grace_s=0)
+        engine.stop()
         others.unlink()
         mine.unlink(missing_ok=True)
 
