@@ -274,6 +274,6 @@ def _highest(data: memoryview, block: Sequence[_Piece], found: Mapping[str, Tens
 def _values(found: Mapping[str, Tensor], highest: Iterable[tuple[str, int]]) -> dict[str, Values]:
     """What every tensor that could be looked at holds, from its pieces."""
     most = {key: 0 for key, tensor in found.items() if tensor.dtype in FLOATS}
-    for key, magnitude in highest:
-        most[key] = max(most[key], magnitude)
-    return {key: Values(highest < FLOATS[found[key].dtype].exponent, highest == 0) for key, highest in most.items()}
+    for key, bits in highest:
+        most[key] = max(most[key], bits)
+    return {key: Values(bits < FLOATS[found[key].dtype].exponent, bits == 0) for key, bits in most.items()}
