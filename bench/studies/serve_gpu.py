@@ -69,10 +69,18 @@ VARIANTS: dict[str, tuple[str, ...] | None] = {
     "bf16-triton": TRITON,
     "nf4-triton": (*NF4, *TRITON),
     "nf4-overlap": (*NF4, *OVERLAP),
+    "nf4-before": NF4,
     "nf4-chunk128": (*NF4, "--extra-arg=--max-lora-chunk-size", "--extra-arg=128"),
     "nf4-eager": (*NF4, "--extra-arg=--disable-cuda-graph"),
 }
 """Arguments of `tuneship serve`; None serves no adapters."""
+LEFT_OUT = {"nf4-before": "segments_in_use"}
+"""{server: a hook in SGLang that it does without}."""
+WITHOUT = (
+    "from tuneship.serve.sglang_plugin import general\n"
+    "general._HOOKS = tuple(name for name in general._HOOKS if name != {hook!r})\n"
+)
+"""What each of its processes runs first."""
 START_S, STAGGER_S = 420, 5
 _ONE_CLIENT = 64
 """Streams that one process reads without being late."""
@@ -199,8 +207,13 @@ def _start(name: str, base: Path, work: Path, more: Sequence[str]) -> subprocess
     argv += ["--log", str(folder / "engine.log"), "--endpoint-file", str(folder / "endpoint.json")]
     if arguments is not None:
         argv += ["--adapters", str(work / "adapters"), *arguments]
+    paths = [*filter(None, [os.environ.get("PYTHONPATH")])]
+    if name in LEFT_OUT:
+        (folder / "sitecustomize.py").write_text(WITHOUT.format(hook=LEFT_OUT[name]), encoding="utf-8")
+        paths.insert(0, str(folder.absolute()))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     with (folder / "output").open("wb") as output:
-        return subprocess.Popen(argv, stdout=output, stderr=output)
+        return subprocess.Popen(argv, stdout=output, stderr=output, env=env)
 
 
 def _answers(name: str, process: subprocess.Popen[bytes], work: Path, result: dict[str, Any]) -> Server | None:

@@ -86,15 +86,16 @@ def move(original: Callable[..., Any], pool: Any, uid: Any, slot: int, adapter: 
     if getattr(adapter, "mapped_file", None) is None:
         return original(pool, uid, slot, adapter, *rest, **more)
     mapped = [layer.weights for layer in adapter.layers]
-    try:
-        try:
-            _give(adapter, _sent(adapter, mapped))
-            adapter._normalize_weights()
-            return original(pool, uid, slot, adapter, *rest, **more)
-        except torch.OutOfMemoryError:  # then all of it again, as SGLang does it
-            _give(adapter, [dict(weights) for weights in mapped])
+
+    def moved(weights: Iterable[dict[str, torch.Tensor]]) -> Any:
+        _give(adapter, weights)
         adapter._normalize_weights()
         return original(pool, uid, slot, adapter, *rest, **more)
+
+    try:
+        with suppress(torch.OutOfMemoryError):
+            return moved(_sent(adapter, mapped))
+        return moved([dict(weights) for weights in mapped])  # all of it again, as SGLang does it
     finally:
         _give(adapter, mapped)
 
